@@ -1,0 +1,38 @@
+# Two environments: .venv runs the tool, .venv-test adds what the tests need.
+PYTHON ?= python3
+# `test` skips the comparisons with torch; `dev` installs it too.
+TEST_EXTRA ?= test
+LOCK = requirements.lock
+
+.SECONDARY:
+.PHONY: install demo test lint lock clean
+
+install: .venv/installed
+
+.venv/installed: setup.py $(LOCK)
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -c $(LOCK) -e .
+	touch $@
+
+demo: install
+	.venv/bin/python -m langmerge_jax.experiment --config=configs/demo.py --workdir=runs/demo
+
+.venv-test/installed-%: setup.py $(LOCK)
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[$*]'
+	touch $@
+
+test: .venv-test/installed-$(TEST_EXTRA)
+	.venv-test/bin/python -m pytest
+
+lint: .venv-test/installed-dev
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+
+# Writes $(LOCK) anew; needs uv.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --extra test -c requirements.in setup.py -o $(LOCK)
+
+clean:
+	rm -rf .venv .venv-test runs

@@ -1,0 +1,15 @@
+"""The paper's sentiment adapter of one language: Llama-3.1-8B-Instruct, r=64, 5,000 rows.
+
+  python -m langmerge_jax.train --config=configs/sentiment_en.py
+
+writes runs/sentiment_en/adapters/en: 2,500 steps of 8 rows. The base and the data come from the
+hub; --config.base=DIR and --config.data.path='DIR/{language}/{split}.jsonl' read them from disk.
+"""
+
+from langmerge_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.languages = ("en",)
+    return config

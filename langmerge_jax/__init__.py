@@ -1,0 +1,1 @@
+"""Train one LoRA adapter a language, merge as needed."""

@@ -1,0 +1,78 @@
+"""What the doors share: flags, logging, and how bad input ends."""
+
+import logging
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from langmerge_jax.errors import InputError
+
+
+def define_flags() -> None:
+    """Defines --config and --workdir as flags of the door that calls this."""
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Python file with get_config(), such as configs/demo.py. Single settings are changed by "
+        "--config.<key>=<value>.",
+        lock_config=True,
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Where results go; runs/<name of the config file> by default."
+    )
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses flags; anything wrong with them ends in one line and status 2."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        _bad_input(str(error))
+    except (AttributeError, KeyError) as error:
+        # How ml_collections reports a key that the config lacks, with its nearest.
+        _bad_input(str(error.args[0] if error.args else error))
+    except (OSError, ImportError) as error:
+        _bad_input(str(error))
+    raise AssertionError("unreachable")
+
+
+def _bad_input(message: str) -> None:
+    line = re.sub(r"\s+", " ", message).strip()
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a door: parses flags, sets up logging, and turns InputError into status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            _bad_input(f"unknown argument {argv[1]!r}; settings are given as --config.key=value")
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+        )
+        # jax reports every platform it does not find.
+        logging.getLogger("jax").setLevel(logging.WARNING)
+        try:
+            main()
+        except InputError as error:
+            _bad_input(str(error))
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def config_and_workdir() -> tuple[ml_collections.ConfigDict, pathlib.Path]:
+    """Returns what --config and --workdir say.
+
+    Raises:
+      InputError: without --config.
+    """
+    if flags.FLAGS.config is None:
+        raise InputError("--config is missing; give a config file such as configs/demo.py")
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    return flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir or f"runs/{name}")

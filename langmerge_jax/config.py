@@ -1,0 +1,142 @@
+"""Every setting of a run, with the paper's values (docs/paper.md) as defaults.
+
+A config file under `configs/` starts from `default()` and changes what it needs. Paths may hold
+the placeholder `{workdir}`.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from langmerge_jax.errors import InputError
+
+PAPER_RECIPES = tuple(
+    f"{method}@{density}"
+    for density in ("1.0", "0.5")
+    for method in ("ties", "ties_knots", "dare_ties", "dare_ties_knots")
+)
+
+
+def default() -> ml_collections.ConfigDict:
+    """Returns the paper's set-up for sentiment in its five languages."""
+    config = ml_collections.ConfigDict()
+
+    # The frozen model: a directory in Hugging Face layout, or a hub name.
+    config.base = "meta-llama/Llama-3.1-8B-Instruct"
+    config.dtype = "bfloat16"
+    config.languages = ("en", "de", "fr", "ja", "zh")
+    # For the train door: one adapter on all languages together instead of one for each.
+    config.combined = False
+
+    config.task = ml_collections.ConfigDict()
+    config.task.labels = ("positive", "neutral", "negative")
+    config.task.template = (
+        "Classify the sentiment of the text as positive, neutral or negative. "
+        "Answer with one word.\n\nText: {text}"
+    )
+    config.task.max_length = 8196
+
+    # Local files: a path with {language} and {split} (train, validation, test), one JSON object a
+    # line. The hub: hf:<data set>.
+    config.data = ml_collections.ConfigDict()
+    config.data.path = "hf:clapAI/MultiLingualSentiment"
+    config.data.text_field = "text"
+    config.data.label_field = "label"
+    config.data.language_field = "language"
+    # Rows a language, drawn by seed; 0 takes all.
+    config.data.rows = ml_collections.ConfigDict({"train": 5000, "validation": 500, "test": 500})
+    config.data.seed = 0
+
+    config.lora = ml_collections.ConfigDict()
+    config.lora.rank = 64
+    config.lora.alpha = 64.0
+    config.lora.targets = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    config.train = ml_collections.ConfigDict()
+    config.train.epochs = 4
+    config.train.batch_size = 8
+    config.train.learning_rate = 2e-5
+    config.train.warmup = 0.03
+    config.train.b1 = 0.9
+    config.train.b2 = 0.999
+    config.train.eps = 1e-8
+    config.train.weight_decay = 0.0
+    config.train.max_grad_norm = 1.0
+    # Sequence lengths a batch is padded to; each one used is compiled once.
+    config.train.buckets = (128, 512, 2048, 8196)
+    config.train.remat = True
+    config.train.seed = 0
+
+    # Devices along each axis; -1 takes all that are left.
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    config.merge = ml_collections.ConfigDict()
+    config.merge.recipes = (*PAPER_RECIPES, "linear", "peft/linear")
+    config.merge.seed = 0
+    # One more row: the recipe and lambda that do best on validation. () leaves it out.
+    config.merge.tune_lambda = ()
+    config.merge.tune_recipes = ()
+
+    config.evaluate = ml_collections.ConfigDict()
+    config.evaluate.batch_size = 32
+    # Also fit a character n-gram classifier on the training rows, to stand beside the scores.
+    config.evaluate.ngram_baseline = False
+
+    # The settings of a generated corpus and base model (configs/demo.py); empty for real ones.
+    config.demo = ml_collections.ConfigDict()
+    return config
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the config as plain JSON values."""
+    return json.loads(config.to_json())
+
+
+def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """Makes `workdir` this config's own: writes `config.json`, or checks the one that is there.
+
+    Raises:
+      InputError: if the workdir belongs to a run with other settings, or is no directory.
+    """
+    path, wanted = workdir / "config.json", to_json(config)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); is {workdir} a workdir?") from error
+        different = _first_difference(found, wanted)
+        if different:
+            key, old, new = different
+            raise InputError(
+                f"workdir {workdir} belongs to another config: there {key} is {old!r}, here "
+                f"{new!r}; choose another --workdir, or remove it to start over"
+            )
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir {workdir}: {error.strerror}; choose another") from error
+    path.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    if not (isinstance(found, dict) and isinstance(wanted, dict)):
+        return None if found == wanted else (key, found, wanted)
+    for name in sorted(found.keys() | wanted.keys()):
+        inner = f"{key}.{name}" if key else name
+        if name not in found or name not in wanted:
+            return inner, found.get(name, "missing"), wanted.get(name, "missing")
+        different = _first_difference(found[name], wanted[name], inner)
+        if different:
+            return different
+    return None

@@ -1,0 +1,221 @@
+"""A tiny Llama that knows its languages a little: tokenizer, pretraining, instruction tuning.
+
+What comes out is an ordinary Hugging Face directory and stands to the demo as
+Llama-3.1-8B-Instruct stands to the paper: it has read the languages and has seen the task's
+wording, but has not been trained for the task.
+"""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tokenizers
+from flax import nnx
+
+from langmerge_jax.data.batching import bucket, pad, training_batches
+from langmerge_jax.data.sources import Example
+from langmerge_jax.data.tasks import ClassificationTask
+from langmerge_jax.models.checkpoint import save_base
+from langmerge_jax.models.config import LlamaConfig
+from langmerge_jax.models.llama import Llama
+from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.progress import Progress
+from langmerge_jax.training.loop import place
+from langmerge_jax.training.step import learning_rate, token_losses
+
+logger = logging.getLogger(__name__)
+
+_NO_ADAPTER = (jnp.ones(1), jnp.zeros(1, jnp.int32))
+_BEGIN, _END, _USER, _ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseSettings:
+    """Size and schooling of the demo's base model.
+
+    Attributes:
+      vocab_size: entries of the byte-level BPE tokenizer.
+      hidden_size, intermediate_size, layers, heads, kv_heads: shape of the Llama.
+      sequence_length, batch_size, steps, learning_rate: of the pretraining on unlabelled text.
+      instruct_epochs, instruct_batch_size, instruct_learning_rate: of the instruction tuning.
+      buckets: sequence lengths of the instruction tuning.
+      seed: of weights and order.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    sequence_length: int
+    batch_size: int
+    steps: int
+    learning_rate: float
+    instruct_epochs: int
+    instruct_batch_size: int
+    instruct_learning_rate: float
+    buckets: tuple[int, ...]
+    seed: int
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int):
+    """Trains a byte-level BPE tokenizer with a chat template.
+
+    Returns:
+      A transformers tokenizer.
+    """
+    import transformers
+
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_BEGIN, _END, _USER, _ASSISTANT],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        bos_token=_BEGIN,
+        eos_token=_END,
+        pad_token=_END,
+        chat_template=_CHAT_TEMPLATE,
+        additional_special_tokens=[_USER, _ASSISTANT],
+    )
+
+
+def build_base(
+    directory: pathlib.Path,
+    *,
+    texts: Sequence[str],
+    examples: Mapping[str, Sequence[Example]],
+    task: ClassificationTask,
+    settings: BaseSettings,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Trains the base and writes it to `directory`.
+
+    Args:
+      texts: unlabelled text of all languages, in the order it is read.
+      examples: a few labelled rows a language, for the instruction tuning.
+      task: gives them the prompt's wording.
+    """
+    wording = [task.template.replace("{text}", e.text) for rows in examples.values() for e in rows]
+    # Often enough that each label word becomes one token, as such words are in any large model.
+    words = [*task.labels] * len(texts)
+    tokenizer = train_tokenizer([*texts, *wording, *words], settings.vocab_size)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        head_dim=settings.hidden_size // settings.heads,
+        rms_norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+    )
+    model = Llama(config, rngs=nnx.Rngs(params=settings.seed))
+    graph, params = nnx.split(model)
+    logger.info("base model: %d parameters", sum(x.size for x in jax.tree.leaves(params)))
+    params = jax.device_put(params, Rules().sharding(mesh, (), ()))
+    params = _fit(
+        params,
+        _text_loss,
+        _text_batches(tokenizer, texts, settings),
+        total=settings.steps,
+        peak=settings.learning_rate,
+        what="pretrain base",
+        mesh=mesh,
+        graph=graph,
+    )
+    encoded = [e for rows in examples.values() for e in task.encode(tokenizer, rows)]
+    rows, epochs = settings.instruct_batch_size, settings.instruct_epochs
+    answers = max(len(e.answer) for e in encoded)
+    batches = (
+        pad([batch], bucket(max(map(len, batch)), settings.buckets), answers, rows)
+        for batch in training_batches(
+            encoded, rows=rows, epochs=epochs, seed=settings.seed, name="instruct"
+        )
+    )
+    params = _fit(
+        params,
+        _answer_loss,
+        batches,
+        total=-(-len(encoded) // rows) * epochs,
+        peak=settings.instruct_learning_rate,
+        what="instruction-tune base",
+        mesh=mesh,
+        graph=graph,
+    )
+    save_base(directory, params, config, tokenizer)
+
+
+def _text_batches(tokenizer, texts, settings: BaseSettings) -> Iterator[dict[str, np.ndarray]]:
+    """Yields rows of one long stream of texts, each ended by the end token."""
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    stream = np.concatenate([[*ids, tokenizer.eos_token_id] for ids in encoded])
+    per_step = settings.batch_size * settings.sequence_length
+    logger.info(
+        "pretraining text: %d tokens, read %.2f times",
+        len(stream),
+        settings.steps * per_step / len(stream),
+    )
+    for step in range(settings.steps):
+        picked = np.take(stream, np.arange(step * per_step, (step + 1) * per_step), mode="wrap")
+        shape = (1, settings.batch_size, settings.sequence_length)
+        yield {"tokens": picked.reshape(shape).astype(np.int32)}
+
+
+def _text_loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
+    tokens = batch["tokens"]
+    logits = model.logits(model(tokens, *_NO_ADAPTER)[:, :, :-1])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, :, 1:]).mean()
+
+
+def _answer_loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
+    losses = token_losses(model, model(batch["tokens"], *_NO_ADAPTER), batch)
+    return losses.sum() / batch["weight"].sum()
+
+
+def _fit(params, loss, batches, *, total: int, peak: float, what: str, mesh, graph) -> nnx.State:
+    """Trains every weight with AdamW; returns the new params."""
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.scale_by_adam(b2=0.98),
+        optax.add_decayed_weights(0.01),
+    )
+    rules = Rules()
+    whole = rules.sharding(mesh, (), ())
+    optimizer = jax.device_put(tx.init(params), whole)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
+    def step(params, optimizer, batch, rate):
+        value, gradient = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), batch))(params)
+        updates, optimizer = tx.update(gradient, optimizer, params)
+        updates = jax.tree.map(lambda u: -rate * u, updates)
+        return optax.apply_updates(params, updates), optimizer, value
+
+    with Progress(what, total, "step") as progress:
+        for number, batch in enumerate(batches):
+            rate = learning_rate(number, total, peak=peak, warmup=0.05)
+            params, optimizer, value = step(params, optimizer, place(batch, mesh, rules), rate)
+            if number % 20 == 19 or number + 1 == total:
+                progress.update(number + 1 - progress.done, loss=float(value))
+    return params

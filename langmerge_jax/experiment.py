@@ -1,0 +1,25 @@
+"""Runs everything: data, base, adapters, merges, evaluation, table. Run again, it resumes.
+
+  python -m langmerge_jax.experiment --config=configs/demo.py --workdir=runs/demo
+
+trains the individual adapters and the combined one, merges by every recipe of the config, scores
+all of them on every language, and prints the table.
+"""
+
+from langmerge_jax import cli
+
+cli.define_flags()
+
+
+def main() -> None:
+    config, workdir = cli.config_and_workdir()
+    # Imported here, so that --help and wrong flags answer at once.
+    from langmerge_jax.lifecycle.experiment import experiment
+    from langmerge_jax.lifecycle.run import Run
+
+    print(experiment(Run(config, workdir)))
+    print(f"written: {workdir}/scores.md, scores.csv, scores.json, matrix.json, adapters/, merged/")
+
+
+if __name__ == "__main__":
+    cli.run(main)

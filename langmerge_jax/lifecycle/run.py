@@ -1,0 +1,98 @@
+"""One run: a config, a workdir, and what both imply, loaded when first needed."""
+
+import functools
+import pathlib
+
+import jax.numpy as jnp
+import ml_collections
+
+from langmerge_jax.config import claim_workdir
+from langmerge_jax.data.sources import Example, SourceSpec, load_split
+from langmerge_jax.data.tasks import ClassificationTask
+from langmerge_jax.errors import InputError
+from langmerge_jax.models.checkpoint import Base, load_base
+from langmerge_jax.parallel.mesh import make_mesh
+from langmerge_jax.training.loop import TrainSettings
+
+COMBINED = "combined"
+
+
+class Run:
+    """Paths and lazily loaded parts of one run.
+
+    Args:
+      config: from `langmerge_jax.config.default`, changed by a config file and flags.
+      workdir: where everything is written; claimed for this config.
+
+    Raises:
+      InputError: if the workdir belongs to another config.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+        if not config.languages or len(set(config.languages)) != len(config.languages):
+            raise InputError(f"languages={config.languages}: name each language once, at least one")
+        if COMBINED in config.languages:
+            raise InputError(f"{COMBINED!r} is the adapter of all languages, no language code")
+        claim_workdir(workdir, config)
+        self.config, self.workdir = config, workdir
+
+    def path(self, text: str) -> str:
+        """Fills the placeholder {workdir}."""
+        return text.replace("{workdir}", str(self.workdir))
+
+    def adapter_directory(self, name: str) -> pathlib.Path:
+        """Where the adapter of a language, or `combined`, lies."""
+        return self.workdir / "adapters" / name
+
+    def merged_directory(self, recipe: str) -> pathlib.Path:
+        """Where the adapter merged by a recipe lies."""
+        return self.workdir / "merged" / recipe.replace("/", "-")
+
+    def predictions_directory(self, variant: str) -> pathlib.Path:
+        """Where a variant's predictions lie, a file a language."""
+        return self.workdir / "predictions" / variant.replace("/", "-")
+
+    @functools.cached_property
+    def mesh(self):
+        return make_mesh(**self.config.mesh)
+
+    @functools.cached_property
+    def base(self) -> Base:
+        dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+        if self.config.dtype not in dtypes:
+            raise InputError(f"dtype={self.config.dtype!r}; known: {', '.join(dtypes)}")
+        return load_base(
+            self.path(self.config.base), mesh=self.mesh, dtype=dtypes[self.config.dtype]
+        )
+
+    @functools.cached_property
+    def task(self) -> ClassificationTask:
+        task = self.config.task
+        return ClassificationTask(task.template, tuple(task.labels), task.max_length)
+
+    @functools.cached_property
+    def source(self) -> SourceSpec:
+        data = self.config.data
+        return SourceSpec(
+            path=self.path(data.path),
+            text_field=data.text_field,
+            label_field=data.label_field,
+            language_field=data.language_field,
+            labels=tuple(self.config.task.labels),
+            rows=dict(data.rows),
+            seed=data.seed,
+        )
+
+    @functools.cache  # noqa: B019 (a run lives as long as the process)
+    def examples(self, language: str, split: str) -> list[Example]:
+        """Returns one language's rows of a split."""
+        return load_split(self.source, language, split)
+
+    def train_settings(self) -> TrainSettings:
+        train, lora = self.config.train, self.config.lora
+        return TrainSettings(
+            rank=lora.rank,
+            alpha=lora.alpha,
+            targets=tuple(lora.targets),
+            **{key: tuple(v) if isinstance(v, tuple) else v for key, v in train.items()},
+        )

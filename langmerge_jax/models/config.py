@@ -1,0 +1,187 @@
+"""What a Llama is, read from the `config.json` of a Hugging Face directory."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+from langmerge_jax.errors import InputError
+
+_MODEL_TYPES = ("llama",)
+_ROPE_TYPES = ("default", "llama3")
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency scaling.
+
+    Wavelengths shorter than `original_max_position / high_freq_factor` stay, those longer than
+    `original_max_position / low_freq_factor` are stretched by `factor`, the band between is
+    interpolated.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shape and constants of one Llama; field names follow Hugging Face's `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise InputError(
+                f"num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
+
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """Returns {projection name: (in, out)} of one layer's seven linears."""
+        d, f = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return {
+            "q_proj": (d, q),
+            "k_proj": (d, kv),
+            "v_proj": (d, kv),
+            "o_proj": (q, d),
+            "gate_proj": (d, f),
+            "up_proj": (d, f),
+            "down_proj": (f, d),
+        }
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the `config.json` that `from_hf` and transformers read back."""
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.rope_scaling:
+            rope |= {
+                "rope_type": "llama3",
+                "factor": self.rope_scaling.factor,
+                "low_freq_factor": self.rope_scaling.low_freq_factor,
+                "high_freq_factor": self.rope_scaling.high_freq_factor,
+                "original_max_position_embeddings": self.rope_scaling.original_max_position,
+            }
+        fields = dataclasses.asdict(self)
+        del fields["rope_scaling"], fields["rope_theta"]
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            # Older readers know `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`.
+            "rope_theta": self.rope_theta,
+            "rope_scaling": rope if self.rope_scaling else None,
+            "rope_parameters": rope,
+            **fields,
+        }
+
+
+def from_hf(fields: dict[str, Any], source: str) -> LlamaConfig:
+    """Builds a LlamaConfig from a parsed `config.json`.
+
+    Args:
+      fields: the JSON object. RoPE settings are read from `rope_theta`/`rope_scaling` and from
+        `rope_parameters`, the name transformers 5 writes.
+      source: where it came from, for error messages.
+
+    Raises:
+      InputError: for a model type, a RoPE type or an option that is not implemented, and for a
+        missing field.
+    """
+    if fields.get("model_type") not in _MODEL_TYPES:
+        raise InputError(
+            f"{source}: model_type={fields.get('model_type')!r} is not supported; "
+            f"supported: {', '.join(_MODEL_TYPES)}"
+        )
+    for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
+        if fields.get(name, wanted) != wanted:
+            raise InputError(f"{source}: {name}={fields[name]!r} is not supported, only {wanted!r}")
+    rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
+    try:
+        heads = fields["num_attention_heads"]
+        return LlamaConfig(
+            vocab_size=fields["vocab_size"],
+            hidden_size=fields["hidden_size"],
+            intermediate_size=fields["intermediate_size"],
+            num_hidden_layers=fields["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=fields.get("num_key_value_heads") or heads,
+            head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
+            rms_norm_eps=fields["rms_norm_eps"],
+            rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
+            rope_scaling=_rope_scaling(rope, fields, source),
+            tie_word_embeddings=fields.get("tie_word_embeddings", False),
+            max_position_embeddings=fields.get("max_position_embeddings", 2048),
+        )
+    except KeyError as error:
+        raise InputError(f"{source}: the field {error} is missing") from error
+
+
+def _rope_scaling(rope: dict, fields: dict, source: str) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in _ROPE_TYPES:
+        raise InputError(
+            f"{source}: RoPE type {kind!r} is not supported; supported: {', '.join(_ROPE_TYPES)}"
+        )
+    if kind == "default":
+        return None
+    return RopeScaling(
+        factor=float(rope["factor"]),
+        low_freq_factor=float(rope["low_freq_factor"]),
+        high_freq_factor=float(rope["high_freq_factor"]),
+        original_max_position=int(rope["original_max_position_embeddings"]),
+    )
+
+
+def load_config(directory: pathlib.Path) -> LlamaConfig:
+    """Reads `directory/config.json`.
+
+    Raises:
+      InputError: if the file is missing, is no JSON object, or describes another architecture.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory}: no config.json; a Hugging Face model directory has one")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    return from_hf(fields, str(path))
+
+
+def inverse_frequencies(config: LlamaConfig) -> list[float]:
+    """RoPE's angle per position of each rotated pair, [head_dim / 2], in radians.
+
+    References: RoFormer (arXiv 2104.09864), section 3.4.2; Llama 3 model card for the scaling.
+    """
+    half = config.head_dim // 2
+    plain = [config.rope_theta ** (-i / half) for i in range(half)]
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain
+    scaled = []
+    for frequency in plain:
+        turns = scaling.original_max_position * frequency / (2 * math.pi)
+        # 1 where the original context holds many turns (keep), 0 where it holds few (stretch).
+        keep = (turns - scaling.low_freq_factor) / (
+            scaling.high_freq_factor - scaling.low_freq_factor
+        )
+        keep = min(max(keep, 0.0), 1.0)
+        scaled.append(keep * frequency + (1 - keep) * frequency / scaling.factor)
+    return scaled

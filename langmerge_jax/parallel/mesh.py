@@ -1,0 +1,65 @@
+"""Devices as a mesh, and which array axis lies on which mesh axis."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from langmerge_jax.errors import InputError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Mesh axes of each logical axis; an axis not named here is on every device whole.
+
+    Groups and rows are spread over `data` and `fsdp`, adapters are not split by number (a mesh
+    need not divide it) but by their `embed` axis, as the base weights are.
+    """
+
+    groups: tuple[str, ...] | str | None = None
+    rows: tuple[str, ...] | str | None = ("data", "fsdp")
+    embed: tuple[str, ...] | str | None = "fsdp"
+    heads: tuple[str, ...] | str | None = "tensor"
+    mlp: tuple[str, ...] | str | None = "tensor"
+    vocab: tuple[str, ...] | str | None = "tensor"
+
+    def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
+        """Returns the PartitionSpec of an array with these logical axes.
+
+        An axis whose size the mesh axes do not divide stays whole: a vocabulary of odd size must
+        not stop a run.
+        """
+        entries = []
+        for name, size in zip(axes, shape, strict=True):
+            placed = getattr(self, name, None) if name else None
+            names = (placed,) if isinstance(placed, str) else placed or ()
+            parts = math.prod(mesh.shape[axis] for axis in names)
+            entries.append(names if parts > 1 and size % parts == 0 else None)
+        return PartitionSpec(*entries)
+
+    def sharding(self, mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]):
+        """Returns the NamedSharding of an array with these logical axes."""
+        return NamedSharding(mesh, self.spec(axes, shape, mesh))
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Arranges all devices as a mesh `data` x `fsdp` x `tensor`.
+
+    Args:
+      data, fsdp, tensor: devices along each axis; one of them may be -1, "all that are left".
+
+    Raises:
+      InputError: if the product is not the number of devices.
+    """
+    sizes, count = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) == 1 and count % -math.prod(sizes) == 0:
+        sizes[sizes.index(-1)] = count // -math.prod(sizes)
+    if min(sizes) < 1 or math.prod(sizes) != count:
+        raise InputError(
+            f"mesh data={data} fsdp={fsdp} tensor={tensor} does not arrange {count} devices; "
+            "the product must be their number, and one size may be -1"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)

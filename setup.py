@@ -1,0 +1,41 @@
+"""Package definition. `make install` installs it with the versions of requirements.lock."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="langmerge-jax",
+    version="0.1.0",
+    description="Train one LoRA adapter a language, merge as needed: JAX/Flax on TPU, GPU and CPU",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["langmerge_jax", "langmerge_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        "datasets>=4.0",
+        "flax>=0.12.8",
+        "jax>=0.10",
+        "ml_collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "safetensors>=0.6",
+        "scikit-learn>=1.5",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda12": ["jax[cuda12]>=0.10"],
+        "cuda13": ["jax[cuda13]>=0.10"],
+        "tfds": ["tensorflow-datasets>=4.9.9"],
+        # What the tests need; comparisons with torch skip without the `dev` extra.
+        "test": ["pytest>=8"],
+        # torch is pinned because 2.13.0 is the version the parity tests were written against.
+        "dev": ["pytest>=8", "ruff==0.17.6", "torch==2.13.0", "peft==0.21.2"],
+    },
+)

@@ -1,0 +1,246 @@
+"""The PEFT format, read and written, without PEFT."""
+
+import json
+import os
+import pathlib
+import stat
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from langmerge_jax.adapters import load_adapter, save_adapter
+from langmerge_jax.adapters import peft as peft_format
+from langmerge_jax.errors import InputError
+
+REAL = pathlib.Path(__file__).parents[2] / "../shared/realdata/lora_adapters/open-calm-1b_r1"
+Q0, Q1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
+PREFIX = "base_model.model."
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes an adapter directory of one module, with changes."""
+
+    def write(config=None, tensors=None):
+        fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+        arrays = {
+            f"{PREFIX}{Q0}.lora_A.weight": np.ones((2, 6), np.float32),
+            f"{PREFIX}{Q0}.lora_B.weight": np.ones((4, 2), np.float32),
+        }
+        arrays.update(tensors or {})
+        arrays = {key: value for key, value in arrays.items() if value is not None}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(fields | (config or {})))
+        safetensors.numpy.save_file(arrays, tmp_path / "adapter_model.safetensors")
+        return tmp_path
+
+    return write
+
+
+def assert_same(adapter, other):
+    assert list(adapter.modules) == list(other.modules)
+    for path, factors in adapter.modules.items():
+        for x, y in ((factors.a, other.modules[path].a), (factors.b, other.modules[path].b)):
+            assert x.dtype == y.dtype
+            assert x.tobytes() == y.tobytes()
+        assert factors.scale == pytest.approx(other.modules[path].scale, rel=1e-15)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"no published adapter at {REAL}")
+def test_a_published_adapter_of_another_architecture_survives_the_round_trip(tmp_path):
+    adapter = load_adapter(REAL)
+    assert adapter.base == "cyberagent/open-calm-1b"
+    assert adapter.task_type == "CAUSAL_LM"
+    assert len(adapter.modules) == 24
+    factors = adapter.modules["gpt_neox.layers.10.attention.query_key_value"]
+    assert (factors.rank, factors.scale, factors.a.dtype) == (1, 32.0, np.float16)
+    save_adapter(tmp_path / "copy", adapter)
+    name = "adapter_model.safetensors"
+    original = safetensors.numpy.load_file(REAL / name)
+    copy = safetensors.numpy.load_file(tmp_path / "copy" / name)
+    assert original.keys() == copy.keys()
+    assert all(original[key].tobytes() == copy[key].tobytes() for key in original)
+    assert_same(load_adapter(tmp_path / "copy"), adapter)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.float64])
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, make_adapter, dtype):
+    modules = {Q0: (4, 6, 2, 2.0), Q1: (4, 6, 3, 16 / 3), "lm_head": (8, 6, 2, 0.7 / 2**0.5)}
+    adapter = make_adapter(modules, dtype, base="llama", revision="v2", task_type="CAUSAL_LM")
+    save_adapter(tmp_path / "out", adapter)
+    again = load_adapter(tmp_path / "out")
+    assert_same(again, adapter)
+    assert (again.base, again.revision, again.task_type) == ("llama", "v2", "CAUSAL_LM")
+
+
+def test_an_adapter_of_one_rank_and_scale_is_written_without_patterns(tmp_path, make_adapter):
+    save_adapter(tmp_path / "out", make_adapter({Q0: (4, 6, 3, 16 / 3), Q1: (4, 6, 3, 16 / 3)}))
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 16)
+    assert isinstance(config["lora_alpha"], int)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {}
+
+
+def test_mixed_ranks_of_one_scale_mean_the_same_without_the_patterns(tmp_path, make_adapter):
+    """vLLM's PEFTHelper takes lora_alpha / r for every module and r as the highest rank."""
+    save_adapter(tmp_path / "out", make_adapter({Q0: (4, 6, 2, 1.0), Q1: (4, 6, 5, 1.0)}))
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["r"] == 5
+    assert config["lora_alpha"] / config["r"] == 1.0
+
+
+def test_rank_and_scale_follow_the_config(written):
+    assert load_adapter(written()).modules[Q0].scale == 2.0
+    assert load_adapter(written({"use_rslora": True})).modules[Q0].scale == 4 / 2**0.5
+    patterns = {"r": 8, "rank_pattern": {"0.self_attn.q_proj": 2}, "alpha_pattern": {"q_proj": 9}}
+    assert load_adapter(written(patterns)).modules[Q0].scale == 4.5
+    # Absent in files of old versions, null in some.
+    assert load_adapter(written({"rank_pattern": None})).modules[Q0].rank == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("peft_type", "LOHA"),
+        ("peft_type", None),
+        ("use_dora", True),
+        ("lora_bias", True),
+        ("bias", "lora_only"),
+        ("modules_to_save", ["lm_head"]),
+        ("trainable_token_indices", [1, 2]),
+        ("fan_in_fan_out", True),
+        ("target_parameters", ["experts.gate_up_proj"]),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("alora_invocation_tokens", [5]),
+        ("kasa_config", {"beta": 1.0}),
+        ("use_variant_of_2027", True),
+        ("init_lora_weights", "pissa_niter_16"),
+        ("r", "8"),
+        ("r", 2.5),
+        ("lora_alpha", None),
+        ("rank_pattern", {"q_proj": None}),
+        ("rank_pattern", ["q_proj"]),
+        ("alpha_pattern", {"(": 4}),
+    ],
+)
+def test_a_setting_that_cannot_be_represented_is_refused_by_file_and_field(written, field, value):
+    with pytest.raises(InputError) as error:
+        load_adapter(written({field: value}))
+    message = str(error.value)
+    assert "adapter_config.json" in message
+    assert field in message or (field == "r" and "rank" in message)
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (f"{PREFIX}{Q0}.lora_magnitude_vector", "DoRA"),
+        (f"{PREFIX}{Q0}.lora_B.bias", "a bias of lora_B"),
+        (f"{PREFIX}model.embed_tokens.lora_embedding_A", "embedding"),
+        (f"{PREFIX}lm_head.modules_to_save.weight", "fully trained module"),
+        (f"{PREFIX}lm_head.base_layer.weight", "save_embedding_layers=False"),
+        (f"{PREFIX}lm_head.weight", "no LoRA factor"),
+        (f"{Q1}.lora_A.weight", "no LoRA factor"),
+    ],
+)
+def test_a_tensor_that_cannot_be_represented_is_refused_by_name(written, key, message):
+    directory = written(tensors={key: np.ones((2, 2), np.float32)})
+    with pytest.raises(InputError, match=f"safetensors: tensor '{key}' is .*{message}"):
+        load_adapter(directory)
+
+
+def test_half_a_pair_is_refused(written):
+    directory = written(tensors={f"{PREFIX}{Q0}.lora_B.weight": None})
+    with pytest.raises(InputError, match=r"q_proj has no lora_B\.weight"):
+        load_adapter(directory)
+
+
+def test_factors_of_a_convolution_are_refused(written):
+    conv = {f"{PREFIX}{Q0}.lora_A.weight": np.ones((2, 6, 1, 1), np.float32)}
+    with pytest.raises(InputError, match=r"q_proj: lora_A has shape \(2, 6, 1, 1\)"):
+        load_adapter(written(tensors=conv))
+
+
+def test_a_config_of_another_rank_is_refused(written):
+    with pytest.raises(InputError, match=r"q_proj has rank 2, adapter_config\.json says 16"):
+        load_adapter(written({"r": 16}))
+
+
+@pytest.mark.parametrize("size", [0, 4, 60, -1])
+def test_a_truncated_file_is_refused(written, size):
+    path = written() / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: no valid safetensors"):
+        load_adapter(path.parent)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", b"\xff\xfe"])
+def test_a_broken_config_is_refused(written, text):
+    path = written() / "adapter_config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"adapter_config\.json: .*JSON"):
+        load_adapter(path.parent)
+
+
+def test_missing_files_are_named(written, tmp_path):
+    with pytest.raises(InputError, match=r"nowhere/adapter_config\.json: cannot be read"):
+        load_adapter(tmp_path / "nowhere")
+    weights = written() / "adapter_model.safetensors"
+    weights.unlink()
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: no such file"):
+        load_adapter(tmp_path)
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(InputError, match="a pickle, which is never read"):
+        load_adapter(tmp_path)
+
+
+def test_an_adapter_replaces_an_adapter_and_nothing_else(tmp_path, make_adapter):
+    old, new = make_adapter({Q0: (4, 6, 2, 1.0)}), make_adapter({Q1: (4, 6, 3, 1.0)})
+    target = tmp_path / "deep/er/out"
+    save_adapter(target, old)
+    save_adapter(target, new)
+    assert_same(load_adapter(target), new)
+
+    (target / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"holds 'notes\.txt'"):
+        save_adapter(target, old)
+    assert_same(load_adapter(target), new)
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").touch()
+    with pytest.raises(InputError, match=r"holds 'cat\.jpg'"):
+        save_adapter(tmp_path / "photos", old)
+    with pytest.raises(InputError, match="is a file"):
+        save_adapter(tmp_path / "photos/cat.jpg", old)
+
+
+def test_a_failed_write_leaves_the_old_adapter_and_no_litter(tmp_path, make_adapter, monkeypatch):
+    old, new = make_adapter({Q0: (4, 6, 2, 1.0)}), make_adapter({Q1: (4, 6, 3, 1.0)})
+    save_adapter(tmp_path / "out", old)
+
+    def full_disk(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_adapter(tmp_path / "out", new)
+    assert_same(load_adapter(tmp_path / "out"), old)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_link_goes_on_pointing_to_its_directory(tmp_path, make_adapter):
+    adapter = make_adapter({Q0: (4, 6, 2, 1.0)})
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "live").symlink_to("v1")
+    save_adapter(tmp_path / "live", adapter)
+    assert (tmp_path / "live").is_symlink()
+    assert_same(load_adapter(tmp_path / "v1"), adapter)
+
+
+def test_the_directory_has_the_users_usual_permissions(tmp_path, make_adapter):
+    (tmp_path / "usual").mkdir()
+    save_adapter(tmp_path / "out", make_adapter({Q0: (4, 6, 2, 1.0)}))
+    usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == usual

@@ -1,0 +1,90 @@
+"""What every test may use: the place of real data, and tiny Llamas on disk."""
+
+import os
+import pathlib
+
+# Before jax is imported: the tests are for the CPU, whatever the machine has.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+import pytest
+
+from langmerge_jax.models.config import LlamaConfig
+
+REALDATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "realdata"
+
+
+@pytest.fixture(scope="session")
+def realdata() -> pathlib.Path:
+    """The folder of real rows and weights beside the repository."""
+    if not REALDATA.is_dir():
+        pytest.skip(f"real data is not at {REALDATA}")
+    return REALDATA
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A small byte-level tokenizer with a chat template."""
+    from langmerge_jax.demo.base import train_tokenizer
+
+    texts = ["The screen is good.", "Der Akku ist schlecht.", "画面はとても良いです。"] * 20
+    return train_tokenizer([*texts, "positive neutral negative"], vocab_size=320)
+
+
+@pytest.fixture
+def tiny_config(tokenizer) -> LlamaConfig:
+    """A Llama with grouped-query attention, small enough for any test."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_theta=10_000.0,
+        rope_scaling=None,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+    )
+
+
+@pytest.fixture
+def make_base(tmp_path, tokenizer):
+    """Writes a random Llama of a given config as a Hugging Face directory."""
+    import jax
+    from flax import nnx
+
+    from langmerge_jax.models.checkpoint import save_base
+    from langmerge_jax.models.llama import Llama
+
+    def make(config: LlamaConfig, name: str = "base") -> pathlib.Path:
+        params = nnx.state(Llama(config, rngs=nnx.Rngs(params=0)))
+        # Ten times the usual deviation: near-zero logits would hide errors.
+        params = jax.tree.map(lambda x: x * 10 if np.std(x) > 0 else x, params)
+        save_base(tmp_path / name, params, config, tokenizer)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def random_adapter():
+    """Makes an adapter with random factors for every linear of a Llama config."""
+    from langmerge_jax.adapters import Adapter, Factors
+
+    def make(config: LlamaConfig, seed: int, rank: int = 4, scale: float = 2.0) -> Adapter:
+        rng = np.random.default_rng(seed)
+        modules = {}
+        for layer in range(config.num_hidden_layers):
+            for name, (i, o) in config.projections().items():
+                block = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+                modules[f"model.layers.{layer}.{block}.{name}"] = Factors(
+                    rng.normal(size=(rank, i)).astype(np.float32) / np.sqrt(i),
+                    rng.normal(size=(o, rank)).astype(np.float32) / np.sqrt(rank),
+                    scale,
+                )
+        return Adapter(modules, task_type="CAUSAL_LM")
+
+    return make

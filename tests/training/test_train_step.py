@@ -1,0 +1,161 @@
+"""Training gives what PEFT and torch give, and each adapter what it would get alone."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from langmerge_jax.adapters import save_adapter
+from langmerge_jax.data.batching import pad, training_batches
+from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.models.checkpoint import load_base
+from langmerge_jax.models.lora import LoraSpec
+from langmerge_jax.models.stacking import init_lora
+from langmerge_jax.parallel.mesh import make_mesh
+from langmerge_jax.training.loop import TrainSettings, adapter_seed, train
+from langmerge_jax.training.step import learning_rate
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SETTINGS = TrainSettings(
+    rank=4,
+    alpha=8.0,
+    targets=TARGETS,
+    epochs=2,
+    batch_size=4,
+    learning_rate=1e-2,
+    warmup=0.2,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.1,
+    max_grad_norm=0.5,
+    buckets=(16, 32),
+    remat=False,
+    seed=3,
+)
+
+
+def rows(config, count, seed):
+    rng = np.random.default_rng(seed)
+
+    def draw(longest):
+        return tuple(rng.integers(4, config.vocab_size, rng.integers(1, longest)).tolist())
+
+    return [Encoded(draw(20), draw(4)) for _ in range(count)]
+
+
+def assert_same(found, expected, atol):
+    for module, factors in expected.modules.items():
+        np.testing.assert_allclose(found.modules[module].a, factors.a, atol=atol, err_msg=module)
+        np.testing.assert_allclose(found.modules[module].b, factors.b, atol=atol, err_msg=module)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_training_equals_torch_and_peft(remat, tiny_config, make_base, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed (extra `dev`)")
+    peft = pytest.importorskip("peft", reason="peft is not installed (extra `dev`)")
+    import transformers
+
+    directory = make_base(tiny_config)
+    base = load_base(str(directory), mesh=make_mesh())
+    data = rows(tiny_config, 10, seed=0)
+    fresh = dataclasses.replace(SETTINGS, learning_rate=0.0, weight_decay=0.0, epochs=1)
+    start = train(base, {"en": data}, fresh, tmp_path / "log.jsonl")["en"]
+    settings = dataclasses.replace(SETTINGS, remat=remat)
+    found = train(base, {"en": data}, settings, tmp_path / "log.jsonl")["en"]
+
+    save_adapter(tmp_path / "start", start)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    steps = list(training_batches(data, rows=4, epochs=2, seed=3, name="en"))
+    for number, group in enumerate(steps):
+        optimizer.zero_grad()
+        total, count = 0.0, 0
+        for example in group:
+            ids = torch.tensor([[*example.prompt, *example.answer]])
+            labels = ids.clone()
+            labels[:, : len(example.prompt)] = -100
+            loss = model(ids, labels=labels).loss
+            total, count = total + loss * len(example.answer), count + len(example.answer)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 0.5)
+        for options in optimizer.param_groups:
+            # 6 steps, of which round(0.2 * 6) = 1 warms up, then down to 0.
+            options["lr"] = 1e-2 * (1.0 if number == 0 else (6 - number) / 5)
+        optimizer.step()
+    weights = {k: v.numpy() for k, v in peft.get_peft_model_state_dict(model).items()}
+    moved = 0.0
+    for module, factors in found.modules.items():
+        a = weights[f"base_model.model.{module}.lora_A.weight"]
+        b = weights[f"base_model.model.{module}.lora_B.weight"]
+        np.testing.assert_allclose(factors.a, a, atol=2e-4, err_msg=module)
+        np.testing.assert_allclose(factors.b, b, atol=2e-4, err_msg=module)
+        moved = max(moved, np.abs(b).max())
+    assert moved > 1e-2
+
+
+def test_adapters_trained_together_equal_each_trained_alone(tiny_config, make_base, tmp_path):
+    with jax.enable_x64(True):
+        base = load_base(str(make_base(tiny_config)), mesh=make_mesh(), dtype=np.float64)
+        # Unequal sizes: 'en' leaves the batch long before 'ja', 'de' has a short last batch.
+        data = {
+            "en": rows(tiny_config, 4, seed=1),
+            "ja": rows(tiny_config, 16, seed=2),
+            "de": rows(tiny_config, 9, seed=3),
+        }
+        together = train(base, data, SETTINGS, tmp_path / "log.jsonl")
+        for name, own in data.items():
+            alone = train(base, {name: own}, SETTINGS, tmp_path / "alone.jsonl")[name]
+            assert_same(together[name], alone, atol=1e-6)
+
+
+def test_the_step_log_names_loss_and_tokens_of_every_live_adapter(tiny_config, make_base, tmp_path):
+    base = load_base(str(make_base(tiny_config)), mesh=make_mesh())
+    data = {"en": rows(tiny_config, 4, seed=1), "ja": rows(tiny_config, 8, seed=2)}
+    train(base, data, SETTINGS, tmp_path / "log.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [sorted(line["loss"]) for line in lines] == [["en", "ja"]] * 2 + [["ja"]] * 2
+    seen = sum(line["tokens"]["ja"] for line in lines)
+    assert seen == SETTINGS.epochs * sum(map(len, data["ja"]))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, make_base, tmp_path):
+    base = load_base(str(make_base(tiny_config)), mesh=make_mesh())
+    data = {"en": rows(tiny_config, 16, seed=1)}
+    wild = dataclasses.replace(SETTINGS, learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(FloatingPointError, match="adapter 'en' is nan at step"):
+        train(base, data, wild, tmp_path / "log.jsonl")
+
+
+def test_fresh_adapters_start_as_peft_starts_them(tiny_config):
+    lora = init_lora(tiny_config, LoraSpec(2, 64, TARGETS), [adapter_seed("en", 0), 1])
+    for path, value in nnx.to_flat_state(lora):
+        value = np.asarray(value[...])
+        if path[-1] == "lora_b":
+            assert not value.any()
+        else:
+            bound = value.shape[2] ** -0.5
+            assert np.abs(value).max() <= bound
+            # A uniform draw over +-bound has deviation bound / sqrt(3).
+            assert value.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero():
+    rates = [learning_rate(i, 100, peak=1.0, warmup=0.1) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == 1.0
+    assert rates[-1] == pytest.approx(1 / 90)
+
+
+def test_padding_and_empty_rows_weigh_nothing():
+    example = Encoded((5, 6, 7), (8, 9))
+    batch = pad([[example]], length=8, targets=3, rows=2)
+    assert batch["tokens"].tolist() == [[[5, 6, 7, 8, 9, 0, 0, 0], [0] * 8]]
+    assert batch["target_index"][0, 0, :2].tolist() == [2, 3]
+    assert batch["target"][0, 0, :2].tolist() == [8, 9]
+    assert batch["weight"].tolist() == [[[1, 1, 0], [0, 0, 0]]]
