@@ -12,6 +12,9 @@ from ml_collections import config_flags
 
 from langmerge_jax.errors import InputError
 
+# The flags below belong to the door that asks for them, so that its --help shows them.
+flags.disclaim_key_flags()
+
 
 def define_flags() -> None:
     """Defines --config and --workdir as flags of the door that calls this."""
@@ -70,9 +73,16 @@ def config_and_workdir() -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     """Returns what --config and --workdir say.
 
     Raises:
-      InputError: without --config.
+      InputError: without --config, or if it cannot be loaded.
     """
     if flags.FLAGS.config is None:
         raise InputError("--config is missing; give a config file such as configs/demo.py")
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    return flags.FLAGS.config, pathlib.Path(flags.FLAGS.workdir or f"runs/{name}")
+    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not path.is_file():
+        raise InputError(f"--config={path}: no such file; configs/ holds those that come with it")
+    try:
+        config = flags.FLAGS.config.copy_and_resolve_references()
+    except OSError as error:
+        # ml_collections keeps why a config file could not be loaded until it is used.
+        raise InputError(f"--config={path}: {error}") from error
+    return config.lock(), pathlib.Path(flags.FLAGS.workdir or f"runs/{path.stem}")

@@ -77,6 +77,8 @@ def default() -> ml_collections.ConfigDict:
     config.train.remat = True
     config.train.seed = 0
 
+    # Run on the CPU, cut into this many devices; 0 takes the accelerators that are found.
+    config.cpu_devices = 0
     # Devices along each axis; -1 takes all that are left.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 

@@ -52,10 +52,10 @@ def _merge_directories(output: pathlib.Path) -> None:
     from langmerge_jax.merging import merge, parse
     from langmerge_jax.merging.fold import fold_directory
 
+    directories = dict(_pairs("adapters", _ADAPTERS.value))
+    weights = {name: _number(name, text) for name, text in _pairs("weights", _WEIGHTS.value)}
     method = _METHOD.value if _DENSITY.value is None else f"{_METHOD.value}@{_DENSITY.value}"
     recipe = parse(f"{method}*{flags.FLAGS['lambda'].value}")
-    weights = {name: _number(name, text) for name, text in _pairs("weights", _WEIGHTS.value)}
-    directories = dict(_pairs("adapters", _ADAPTERS.value))
     adapters = {name: load_adapter(directory) for name, directory in directories.items()}
     result = merge(
         adapters,

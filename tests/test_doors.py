@@ -186,5 +186,3 @@ def test_merge_flags_are_checked(two_adapters, tmp_path):
     assert "--weights: en='x' is no number" in refusal(
         "merge", two_adapters, output, "--density=1", "--weights=en=x"
     )
-
-

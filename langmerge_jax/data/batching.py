@@ -53,22 +53,34 @@ def pad(
     return {"tokens": tokens, "target_index": index, "target": target, "weight": weight}
 
 
-def epoch_order(count: int, *, seed: int, name: str, epoch: int) -> np.ndarray:
-    """Returns the order of `count` rows in one epoch, a function of its arguments alone."""
-    digest = hashlib.sha256(f"{seed}/{name}/{epoch}".encode()).digest()
-    return np.random.default_rng(list(digest)).permutation(count)
-
-
 def steps_per_epoch(count: int, rows: int) -> int:
     """Returns how many batches of `rows` an epoch of `count` examples has, the last maybe short."""
     return -(-count // rows)
 
 
+# Batches that are drawn together and sorted by length among themselves.
+_POOL = 32
+
+
 def training_batches(
     data: Sequence[Encoded], *, rows: int, epochs: int, seed: int, name: str
 ) -> Iterator[list[Encoded]]:
-    """Yields the batches of all epochs of one adapter, in order."""
+    """Yields the batches of all epochs of one adapter, in order.
+
+    Rows of similar length share a batch: an epoch's random order is cut into pools of 32 batches,
+    each pool sorted by length, cut into batches, and these put into random order again. That last
+    order does not depend on `name`, so adapters trained side by side have their long batches in
+    the same steps. Everything else is a function of (seed, name, epoch).
+    """
     for epoch in range(epochs):
-        order = epoch_order(len(data), seed=seed, name=name, epoch=epoch)
-        for start in range(0, len(data), rows):
-            yield [data[i] for i in order[start : start + rows]]
+        order = _generator(seed, name, epoch).permutation(len(data))
+        for pool, start in enumerate(range(0, len(data), rows * _POOL)):
+            drawn = sorted(order[start : start + rows * _POOL], key=lambda i: len(data[i]))
+            batches = [drawn[i : i + rows] for i in range(0, len(drawn), rows)]
+            for i in _generator(seed, epoch, pool).permutation(len(batches)):
+                yield [data[j] for j in batches[i]]
+
+
+def _generator(*of: object) -> np.random.Generator:
+    digest = hashlib.sha256("/".join(map(str, of)).encode()).digest()
+    return np.random.default_rng(list(digest))

@@ -12,7 +12,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tokenizers
@@ -31,7 +30,7 @@ from langmerge_jax.training.step import learning_rate, token_losses
 
 logger = logging.getLogger(__name__)
 
-_NO_ADAPTER = (jnp.ones(1), jnp.zeros(1, jnp.int32))
+_NO_ADAPTER = (np.ones(1, np.float32), np.zeros(1, np.int32))
 _BEGIN, _END, _USER, _ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"

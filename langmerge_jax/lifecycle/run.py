@@ -3,6 +3,7 @@
 import functools
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -53,7 +54,10 @@ class Run:
         return self.workdir / "predictions" / variant.replace("/", "-")
 
     @functools.cached_property
-    def mesh(self):
+    def mesh(self) -> jax.sharding.Mesh:
+        if self.config.cpu_devices:
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", self.config.cpu_devices)
         return make_mesh(**self.config.mesh)
 
     @functools.cached_property

@@ -24,13 +24,13 @@ def train_adapters(run: Run, *, combined: bool) -> None:
     if not missing:
         return
 
-    def rows(language):
-        return run.task.encode(run.base.tokenizer, run.examples(language, "train"))
-
-    if combined:
-        data = {COMBINED: [row for language in run.config.languages for row in rows(language)]}
-    else:
-        data = {language: rows(language) for language in missing}
+    # Rows before weights: a bad line should be known before gigabytes are read.
+    languages = run.config.languages if combined else missing
+    examples = {language: run.examples(language, "train") for language in languages}
+    encoded = {
+        language: run.task.encode(run.base.tokenizer, rows) for language, rows in examples.items()
+    }
+    data = {COMBINED: [row for rows in encoded.values() for row in rows]} if combined else encoded
     log = run.workdir / "logs" / f"train_{COMBINED if combined else 'individual'}.jsonl"
     log.parent.mkdir(exist_ok=True)
     for name, adapter in train(run.base, data, run.train_settings(), log).items():

@@ -13,8 +13,8 @@ def test_a_name_is_read_to_the_recipe_it_names():
     assert parse("knots:none:sum") == Recipe("knots", "none", "sum")
 
 
-@pytest.mark.parametrize("density", ["1", "0.5", "0.1", "0.30000000000000004", "1e-07"])
-@pytest.mark.parametrize("gain", ["", "*0.7", "*-2"])
+@pytest.mark.parametrize("density", ["1.0", "0.5", "0.1", "0.30000000000000004", "1e-07"])
+@pytest.mark.parametrize("gain", ["", "*0.7", "*-2.0"])
 def test_every_recipe_has_a_name_that_is_read_back(density, gain):
     for preset in set(PRESETS) - {"cat"}:
         text = preset if PRESETS[preset][1] == "none" else f"{preset}@{density}"
