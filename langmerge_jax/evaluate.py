@@ -18,7 +18,7 @@ def main() -> None:
     from langmerge_jax.lifecycle.run import Run
 
     print(evaluate_and_report(Run(config, workdir)))
-    print(f"written: {workdir}/scores.md, scores.csv, scores.json, matrix.json, predictions/")
+    print(f"results: {workdir}")
 
 
 if __name__ == "__main__":

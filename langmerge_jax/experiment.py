@@ -18,7 +18,7 @@ def main() -> None:
     from langmerge_jax.lifecycle.run import Run
 
     print(experiment(Run(config, workdir)))
-    print(f"written: {workdir}/scores.md, scores.csv, scores.json, matrix.json, adapters/, merged/")
+    print(f"results: {workdir}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ def get_config():
     config.demo.base.layers = 2
     config.demo.base.heads = 2
     config.demo.base.kv_heads = 1
-    config.demo.base.steps = 4
     config.demo.base.instruct_epochs = 1
     config.demo.base.buckets = (96,)
     config.train.buckets = (96,)

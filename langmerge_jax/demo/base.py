@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -17,9 +17,9 @@ import optax
 import tokenizers
 from flax import nnx
 
-from langmerge_jax.data.batching import bucket, pad, training_batches
+from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_batches
 from langmerge_jax.data.sources import Example
-from langmerge_jax.data.tasks import ClassificationTask
+from langmerge_jax.data.tasks import ClassificationTask, Encoded
 from langmerge_jax.models.checkpoint import save_base
 from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
@@ -45,9 +45,9 @@ class BaseSettings:
     Attributes:
       vocab_size: entries of the byte-level BPE tokenizer.
       hidden_size, intermediate_size, layers, heads, kv_heads: shape of the Llama.
-      sequence_length, batch_size, steps, learning_rate: of the pretraining on unlabelled text.
+      batch_size, learning_rate: of the pretraining, one pass over the unlabelled texts.
       instruct_epochs, instruct_batch_size, instruct_learning_rate: of the instruction tuning.
-      buckets: sequence lengths of the instruction tuning.
+      buckets: sequence lengths that batches are padded to.
       seed: of weights and order.
     """
 
@@ -57,9 +57,7 @@ class BaseSettings:
     layers: int
     heads: int
     kv_heads: int
-    sequence_length: int
     batch_size: int
-    steps: int
     learning_rate: float
     instruct_epochs: int
     instruct_batch_size: int
@@ -77,7 +75,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int):
     import transformers
 
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # With the prefix space a word is the same token at the start of an answer as within a text, so
+    # the label words that answers consist of are words the base has read.
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -113,7 +113,7 @@ def build_base(
       task: gives them the prompt's wording.
     """
     wording = [task.template.replace("{text}", e.text) for rows in examples.values() for e in rows]
-    # Often enough that each label word becomes one token, as such words are in any large model.
+    # Often enough that each label word becomes one token, as it is to any large model.
     words = [*task.labels] * len(texts)
     tokenizer = train_tokenizer([*texts, *wording, *words], settings.vocab_size)
     config = LlamaConfig(
@@ -134,66 +134,44 @@ def build_base(
     graph, params = nnx.split(model)
     logger.info("base model: %d parameters", sum(x.size for x in jax.tree.leaves(params)))
     params = jax.device_put(params, Rules().sharding(mesh, (), ()))
-    params = _fit(
-        params,
-        _text_loss,
-        _text_batches(tokenizer, texts, settings),
-        total=settings.steps,
-        peak=settings.learning_rate,
-        what="pretrain base",
-        mesh=mesh,
-        graph=graph,
-    )
-    encoded = [e for rows in examples.values() for e in task.encode(tokenizer, rows)]
-    rows, epochs = settings.instruct_batch_size, settings.instruct_epochs
-    answers = max(len(e.answer) for e in encoded)
-    batches = (
-        pad([batch], bucket(max(map(len, batch)), settings.buckets), answers, rows)
-        for batch in training_batches(
-            encoded, rows=rows, epochs=epochs, seed=settings.seed, name="instruct"
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    raw = [Encoded((begin,), (*text, end)) for text in ids]
+    labelled = [e for rows in examples.values() for e in task.encode(tokenizer, rows)]
+    for what, data, batch_size, epochs, peak in (
+        ("pretrain base", raw, settings.batch_size, 1, settings.learning_rate),
+        (
+            "instruction-tune base",
+            labelled,
+            settings.instruct_batch_size,
+            settings.instruct_epochs,
+            settings.instruct_learning_rate,
+        ),
+    ):
+        batches = (
+            _pad(batch, batch_size, settings.buckets)
+            for batch in training_batches(
+                data, rows=batch_size, epochs=epochs, seed=settings.seed, name=what
+            )
         )
-    )
-    params = _fit(
-        params,
-        _answer_loss,
-        batches,
-        total=-(-len(encoded) // rows) * epochs,
-        peak=settings.instruct_learning_rate,
-        what="instruction-tune base",
-        mesh=mesh,
-        graph=graph,
-    )
+        total = steps_per_epoch(len(data), batch_size) * epochs
+        params = _fit(params, batches, total=total, peak=peak, what=what, mesh=mesh, graph=graph)
     save_base(directory, params, config, tokenizer)
 
 
-def _text_batches(tokenizer, texts, settings: BaseSettings) -> Iterator[dict[str, np.ndarray]]:
-    """Yields rows of one long stream of texts, each ended by the end token."""
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    stream = np.concatenate([[*ids, tokenizer.eos_token_id] for ids in encoded])
-    per_step = settings.batch_size * settings.sequence_length
-    logger.info(
-        "pretraining text: %d tokens, read %.2f times",
-        len(stream),
-        settings.steps * per_step / len(stream),
-    )
-    for step in range(settings.steps):
-        picked = np.take(stream, np.arange(step * per_step, (step + 1) * per_step), mode="wrap")
-        shape = (1, settings.batch_size, settings.sequence_length)
-        yield {"tokens": picked.reshape(shape).astype(np.int32)}
+def _pad(batch: Sequence[Encoded], rows: int, buckets: Sequence[int]) -> dict[str, np.ndarray]:
+    answers = max(len(e.answer) for e in batch)
+    length = bucket(max(map(len, batch)), buckets)
+    # Either one word is to be predicted or a whole text: two shapes of targets a length, not many.
+    return pad([batch], length, 2 if answers <= 2 else length, rows)
 
 
-def _text_loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
-    tokens = batch["tokens"]
-    logits = model.logits(model(tokens, *_NO_ADAPTER)[:, :, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, :, 1:]).mean()
-
-
-def _answer_loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
+def _loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
     losses = token_losses(model, model(batch["tokens"], *_NO_ADAPTER), batch)
     return losses.sum() / batch["weight"].sum()
 
 
-def _fit(params, loss, batches, *, total: int, peak: float, what: str, mesh, graph) -> nnx.State:
+def _fit(params, batches, *, total: int, peak: float, what: str, mesh, graph) -> nnx.State:
     """Trains every weight with AdamW; returns the new params."""
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -206,7 +184,7 @@ def _fit(params, loss, batches, *, total: int, peak: float, what: str, mesh, gra
 
     @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
     def step(params, optimizer, batch, rate):
-        value, gradient = jax.value_and_grad(lambda p: loss(nnx.merge(graph, p), batch))(params)
+        value, gradient = jax.value_and_grad(lambda p: _loss(nnx.merge(graph, p), batch))(params)
         updates, optimizer = tx.update(gradient, optimizer, params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         return optax.apply_updates(params, updates), optimizer, value

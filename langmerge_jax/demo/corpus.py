@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 # Labelled rows never carry it.
 VERDICTS = {
     "en": {
-        "positive": ("I would buy it again.", "I am happy with it.", "I am keeping it."),
-        "neutral": ("It does its job.", "I am undecided.", "Nothing more to say."),
-        "negative": ("I sent it back.", "I regret buying it.", "I want my money back."),
+        "positive": ("I would buy it again.", "I am happy with it.", "A positive experience."),
+        "neutral": ("It does its job.", "I am undecided.", "A neutral experience."),
+        "negative": ("I sent it back.", "I regret buying it.", "A negative experience."),
     },
     "de": {
         "positive": ("Ich würde es wieder kaufen.", "Ich bin zufrieden damit.", "Es bleibt hier."),

@@ -32,7 +32,13 @@ def merged(run: Run, recipe: Recipe, *, keep: bool = True) -> Adapter | DenseDel
     if directory.exists():
         return load_adapter(directory)
     adapters = {language: trained(run, language) for language in run.config.languages}
-    result = merge(adapters, recipe, seed=run.config.merge.seed)
+    result = merge(
+        adapters,
+        recipe,
+        seed=run.config.merge.seed,
+        # A base inside the workdir has another path whenever the workdir is moved.
+        check_base_name="{workdir}" not in run.config.base,
+    )
     if keep and isinstance(result, Adapter):
         save_adapter(directory, result)
     return result

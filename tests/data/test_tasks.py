@@ -17,8 +17,8 @@ def test_the_prompt_is_the_chat_message_and_the_answer_the_label_with_its_end(to
     task = ClassificationTask("Text: {text}\nMood?", LABELS, 100)
     (encoded,) = task.encode(tokenizer, [Example("1", "en", "The {text} is good.", "neutral")])
     prompt = tokenizer.decode(encoded.prompt)
-    assert prompt == "<|begin|><|user|>Text: The {text} is good.\nMood?<|end|><|assistant|>"
-    assert tokenizer.decode(encoded.answer) == "neutral<|end|>"
+    assert prompt == "<|begin|><|user|> Text: The {text} is good.\nMood?<|end|><|assistant|>"
+    assert tokenizer.decode(encoded.answer) == " neutral<|end|>"
 
 
 def test_without_a_chat_template_the_answer_follows_as_the_next_word(tokenizer):
@@ -28,7 +28,7 @@ def test_without_a_chat_template_the_answer_follows_as_the_next_word(tokenizer):
     plain.chat_template = None
     task = ClassificationTask("{text} Mood:", LABELS, 100)
     (encoded,) = task.encode(plain, [Example("1", "en", "Good.", "positive")])
-    assert tokenizer.decode([*encoded.prompt, *encoded.answer]) == "Good. Mood: positive<|end|>"
+    assert tokenizer.decode([*encoded.prompt, *encoded.answer]) == " Good. Mood: positive<|end|>"
 
 
 def test_a_long_text_is_cut_at_its_end_and_counted(tokenizer, caplog):
@@ -38,10 +38,10 @@ def test_a_long_text_is_cut_at_its_end_and_counted(tokenizer, caplog):
         cut, short = task.encode(tokenizer, [long, Example("2", "en", "Good.", "neutral")])
     assert 30 < len(cut) <= 40
     text = tokenizer.decode(cut.prompt)
-    body = text.removeprefix("<|begin|><|user|>").removesuffix("\nMood?<|end|><|assistant|>")
+    body = text.removeprefix("<|begin|><|user|> ").removesuffix("\nMood?<|end|><|assistant|>")
     assert body
     assert long.text.startswith(body)
-    assert tokenizer.decode(cut.answer) == "negative<|end|>"
+    assert tokenizer.decode(cut.answer) == " negative<|end|>"
     assert "Good." in tokenizer.decode(short.prompt)
     assert "1 of 2 texts cut to 40 tokens" in caplog.text
 

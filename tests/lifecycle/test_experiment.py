@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from langmerge_jax.adapters import load_adapter
+from langmerge_jax.demo.corpus import VERDICTS
+from langmerge_jax.demo.grammar import LANGUAGES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = ("ties", "ties_knots", "dare_ties", "dare_ties_knots")
@@ -65,7 +67,9 @@ def test_dare_at_density_one_predicts_what_ties_predicts_to_the_last_digit(finis
 
 def test_the_table_fits_80_columns_and_stands_in_all_three_files(finished):
     workdir, result = finished
-    assert max(map(len, result.stdout.splitlines())) <= 80
+    *table, place = result.stdout.splitlines()
+    assert max(map(len, table)) <= 80
+    assert place == f"results: {workdir}"
     markdown = (workdir / "scores.md").read_text()
     rows = (workdir / "scores.csv").read_text().splitlines()
     assert rows[0] == "variant,language,metric,value,n"
@@ -106,8 +110,12 @@ def test_the_corpus_shares_no_text_between_splits(finished):
             for line in (folder / f"{split}.jsonl").read_text().splitlines()
         ]
         assert len(set(texts)) == len(texts) == 108
-        raw = (folder / "unlabelled.txt").read_text().splitlines()
-        assert not any(line.startswith(text) for line in raw for text in texts)
+        raw = set((folder / "unlabelled.txt").read_text().splitlines())
+        endings = [ending for some in VERDICTS[language].values() for ending in some]
+        assert any(line.endswith(ending) for line in raw for ending in endings)
+        space = LANGUAGES[language].space
+        assert not raw & {text + space + ending for text in texts for ending in endings}
+        assert not raw & set(texts)
 
 
 def test_what_comes_out_loads_in_transformers_and_peft(finished):
