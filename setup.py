@@ -18,6 +18,8 @@ setuptools.setup(
         "datasets>=4.0",
         "flax>=0.12.8",
         "jax>=0.10",
+        # What transformers renders chat templates with, and does not install itself.
+        "jinja2>=3.1",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.8",
