@@ -1,6 +1,7 @@
 """What the doors share: flags, logging, and how bad input ends."""
 
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -59,8 +60,9 @@ def run(main: Callable[[], None]) -> None:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
         )
-        # jax reports every platform it does not find.
+        # jax reports every platform it does not find, transformers that there is no torch.
         logging.getLogger("jax").setLevel(logging.WARNING)
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         try:
             main()
         except InputError as error:
