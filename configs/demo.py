@@ -3,8 +3,9 @@
   make demo
   python -m langmerge_jax.experiment --config=configs/demo.py --workdir=runs/demo
 
-Writes a corpus of product reviews in six languages, trains a tokenizer and a Llama of 0.8 million
-parameters on it, five language adapters and a combined one, merges the five, and scores all.
+Writes a corpus of product reviews in six languages, trains a tokenizer and a Llama of 0.7 million
+parameters on it, five language adapters and a combined one, merges the five, and scores all: ten
+minutes on two cores, a combined macro F1 of about 0.91 (docs/demo.md).
 """
 
 from langmerge_jax.config import PAPER_RECIPES, default
