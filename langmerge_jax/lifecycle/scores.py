@@ -22,7 +22,8 @@ def _read(run: Run, variant: str, language: str) -> list[dict]:
     path = run.predictions_directory(variant) / f"{language}.jsonl"
     if not path.exists():
         raise InputError(f"{path}: no predictions; run the evaluate door first")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def _rows(name: str, key: str, by_language: dict[str, tuple[dict, int]]) -> Iterator[dict]:
