@@ -17,7 +17,12 @@ def main() -> None:
     from langmerge_jax.lifecycle.experiment import experiment
     from langmerge_jax.lifecycle.run import Run
 
-    print(experiment(Run(config, workdir)))
+    run = Run(config, workdir)
+    if config.demo:
+        from langmerge_jax.demo.stage import prepare
+
+        prepare(run)
+    print(experiment(run))
     print(f"results: {workdir}")
 
 

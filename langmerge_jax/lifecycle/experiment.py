@@ -1,7 +1,5 @@
 """Everything from data to table, each stage skipping what is there."""
 
-import logging
-
 from langmerge_jax.lifecycle.evaluation import evaluate
 from langmerge_jax.lifecycle.merging import merge_all
 from langmerge_jax.lifecycle.run import Run
@@ -9,18 +7,12 @@ from langmerge_jax.lifecycle.scores import score, score_ngrams
 from langmerge_jax.lifecycle.training import train_adapters
 from langmerge_jax.reporting.tables import write_tables
 
-logger = logging.getLogger(__name__)
-
 
 def experiment(run: Run) -> str:
     """Trains, merges and evaluates; returns the tables to print.
 
     Stages hand over by files in the workdir, so an interrupted run is taken up where it stood.
     """
-    if run.config.demo:
-        from langmerge_jax.demo.stage import prepare
-
-        prepare(run)
     train_adapters(run, combined=False)
     train_adapters(run, combined=True)
     merge_all(run)
