@@ -1,7 +1,6 @@
 """Adds dense deltas to a base's weights, module by module."""
 
 import functools
-import re
 from collections.abc import Iterable
 
 import jax
@@ -10,8 +9,7 @@ import numpy as np
 from flax import nnx
 
 from langmerge_jax.errors import InputError
-
-_MODULE = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)")
+from langmerge_jax.models.stacking import MODULE
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -35,7 +33,7 @@ def fold(params: nnx.State, deltas: Iterable[tuple[str, np.ndarray]]) -> nnx.Sta
     leaves = dict(nnx.to_flat_state(params))
     kernels: dict[tuple, jax.Array] = {}
     for module, delta in deltas:
-        match = _MODULE.fullmatch(module)
+        match = MODULE.fullmatch(module)
         path = ("layers", match[2], match[3], "kernel") if match else ()
         if path not in leaves or int(match[1]) >= leaves[path].shape[0]:
             raise InputError(f"the base model has no module {module}")

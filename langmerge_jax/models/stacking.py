@@ -14,7 +14,8 @@ from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import LoraParam, LoraSpec
 
-_MODULE = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)")
+# Layer, block and projection of a module path.
+MODULE = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)")
 
 
 def _module(path: tuple, layer: int) -> str:
@@ -57,7 +58,7 @@ def stack(
     shapes = config.projections()
     for name, adapter in adapters.items():
         for module, factors in adapter.modules.items():
-            match = _MODULE.fullmatch(module)
+            match = MODULE.fullmatch(module)
             found = match and int(match[1]) < config.num_hidden_layers and match[3] in shapes
             if not found:
                 raise InputError(f"adapter {name!r}: the base model has no module {module}")

@@ -12,6 +12,7 @@ from langmerge_jax.adapters import load_adapter, save_adapter
 from langmerge_jax.evaluation.predict import ChoiceScorer
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.models.config import RopeScaling
+from langmerge_jax.models.fold import fold
 from langmerge_jax.models.stacking import spec_of, split_lora, stack
 from langmerge_jax.parallel.mesh import make_mesh
 
@@ -120,3 +121,24 @@ def test_an_adapter_survives_disk_and_stacking(tiny_config, random_adapter, tmp_
         nnx.to_flat_state(once), nnx.to_flat_state(again), strict=True
     ):
         np.testing.assert_array_equal(first[...], second[...], err_msg=str(path))
+
+
+def test_folded_deltas_give_the_logits_of_transformers_with_changed_weights(
+    tiny_config, make_base, random_adapter
+):
+    directory = make_base(tiny_config)
+    adapter = random_adapter(tiny_config, seed=4)
+    deltas = {module: factors.delta() for module, factors in adapter.modules.items()}
+    base = load_base(str(directory), mesh=make_mesh())
+    tokens = np.random.default_rng(0).integers(0, tiny_config.vocab_size, (2, 20))
+    before = our_logits(base, tokens[None])
+    folded = dataclasses.replace(base, params=fold(base.params, deltas.items()))
+    torch, model = torch_model(directory)
+    with torch.no_grad():
+        for module, delta in deltas.items():
+            model.get_submodule(module).weight += torch.tensor(delta)
+        expected = model(torch.tensor(tokens)).logits.numpy()
+    found = our_logits(folded, tokens[None])[0]
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+    # The base's own weights stay as they were, for the next variant.
+    np.testing.assert_array_equal(our_logits(base, tokens[None]), before)
