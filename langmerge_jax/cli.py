@@ -38,11 +38,20 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         _bad_input(str(error))
     except (AttributeError, KeyError) as error:
-        # How ml_collections reports a key that the config lacks, with its nearest.
-        _bad_input(str(error.args[0] if error.args else error))
+        _bad_input(_unknown_key(argv, str(error)))
     except (OSError, ImportError) as error:
         _bad_input(str(error))
     raise AssertionError("unreachable")
+
+
+def _unknown_key(argv: Sequence[str], report: str) -> str:
+    """Says which setting the config lacks, from ml_collections' report of one part of its name."""
+    given = [arg.lstrip("-").partition("=")[0] for arg in argv[1:]]
+    lacking = re.findall(r"'(\w+)", report)
+    keys = [key for key in given if any(part in lacking for part in key.split("."))]
+    nearest = re.search(r'Did you mean "(\w+)"', report)
+    advice = f"did you mean {nearest[1]}?" if nearest else "langmerge_jax/config.py names them all"
+    return f"--{keys[0]}: the config has no such setting; {advice}" if keys else report
 
 
 def _bad_input(message: str) -> None:

@@ -12,7 +12,13 @@ def get_config():
     config.merge.tune_lambda = (1.0, 2.0)
     config.merge.tune_recipes = ("ties@0.5", "ties_knots@0.5")
     config.demo.corpus.languages = config.languages
-    config.demo.corpus.rows = {"train": 32, "validation": 20, "test": 40, "instruct": 16}
+    config.demo.corpus.rows = {
+        "train": 32,
+        "update": 32,
+        "validation": 20,
+        "test": 40,
+        "instruct": 16,
+    }
     config.demo.corpus.unlabelled = 100
     config.demo.base.vocab_size = 400
     config.demo.base.hidden_size = 16

@@ -1,8 +1,8 @@
 """A tiny Llama that knows its languages a little: tokenizer, pretraining, instruction tuning.
 
 What comes out is an ordinary Hugging Face directory and stands to the demo as
-Llama-3.1-8B-Instruct stands to the paper: it has read the languages and has seen the task's
-wording, but has not been trained for the task.
+Llama-3.1-8B-Instruct stands to the paper: it knows the languages and the task's wording, but not
+the guideline that the task's labels follow.
 """
 
 import dataclasses
@@ -77,7 +77,22 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int):
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     # With the prefix space a word is the same token at the start of an answer as within a text, so
     # the label words that answers consist of are words the base has read.
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    model.normalizer = tokenizers.normalizers.Sequence(
+        [
+            tokenizers.normalizers.Prepend(" "),
+            tokenizers.normalizers.Replace(tokenizers.Regex("^  "), " "),
+        ]
+    )
+    # Japanese and Chinese write no spaces: without a cut where the script changes, whole clauses
+    # become tokens and use up the vocabulary, and rarer words stay single bytes.
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(
+                tokenizers.Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+"), "isolated"
+            ),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     model.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from langmerge_jax.demo.grammar import (
     LANGUAGES,
     GrammarSettings,
     LexiconSizes,
+    Review,
+    impression,
     label,
     render,
     sample,
@@ -20,9 +22,9 @@ from langmerge_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# What writers of unlabelled reviews end with. Text of this kind lets a language model find out
-# what praise and blame are before anyone labels a row, as web text does for a real base model.
-# Labelled rows never carry it.
+# What writers of unlabelled reviews end with, by their impression. From text of this kind a
+# language model learns what praise and blame are before anyone labels a row, as real ones do from
+# the web. Labelled rows never carry it.
 VERDICTS = {
     "en": {
         "positive": ("I would buy it again.", "I am happy with it.", "A positive experience."),
@@ -63,7 +65,8 @@ class CorpusSettings:
 
     Attributes:
       languages: codes out of the grammar's `LANGUAGES`.
-      rows: {split: labelled rows a language}; the split `instruct` is for the base model alone.
+      rows: {split: labelled rows a language}. The split `instruct` is for the base model alone and
+        labelled by impression, as somebody would who was not told the task's guideline.
       unlabelled: texts a language.
       verdict: share of the unlabelled texts that end with a verdict.
       lexicon: how many of the grammar's words are used, from the frequent end.
@@ -98,7 +101,8 @@ def write_corpus(directory: pathlib.Path, settings: CorpusSettings) -> None:
         seen: set[str] = set()
         counts = []
         for split, count in settings.rows.items():
-            rows = _draw(settings, settings.grammar, language, split, count, seen)
+            read = impression if split == "instruct" else label
+            rows = _draw(settings, settings.grammar, read, language, split, count, seen)
             with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
                 for number, (text, sentiment) in enumerate(rows):
                     row = {"id": f"{split}-{number}", "text": text, "label": sentiment}
@@ -108,7 +112,8 @@ def write_corpus(directory: pathlib.Path, settings: CorpusSettings) -> None:
         space = LANGUAGES[language].space
         with (folder / "unlabelled.txt").open("w", encoding="utf-8") as lines:
             grammar, count = settings.unlabelled_grammar, settings.unlabelled
-            for text, sentiment in _draw(settings, grammar, language, "text", count, seen):
+            rows = _draw(settings, grammar, impression, language, "text", count, seen)
+            for text, sentiment in rows:
                 choice = VERDICTS[language][sentiment]
                 if rng.random() < settings.verdict:
                     text += space + choice[rng.integers(len(choice))]
@@ -121,12 +126,13 @@ def write_corpus(directory: pathlib.Path, settings: CorpusSettings) -> None:
 def _draw(
     settings: CorpusSettings,
     grammar: GrammarSettings,
+    read: Callable[[Review], str],
     language: str,
     split: str,
     count: int,
     seen: set[str],
 ) -> list[tuple[str, str]]:
-    """Draws `count` (text, label) whose text is not in `seen`, and adds them to it."""
+    """Draws `count` (text, sentiment) whose text is not in `seen`, and adds them to it."""
     rng = np.random.default_rng([settings.seed, *split.encode(), *language.encode()])
     rows = []
     while len(rows) < count:
@@ -134,7 +140,7 @@ def _draw(
         text = render(review, LANGUAGES[language], rng, grammar)
         if text not in seen:
             seen.add(text)
-            rows.append((text, label(review)))
+            rows.append((text, read(review)))
     return rows
 
 

@@ -1,8 +1,12 @@
 """A grammar of product reviews: meanings with a known label, said in any of `LANGUAGES`.
 
-`sample` draws a meaning, `label` reads its sentiment off the meaning alone, and `render` says it in
-one language. The label hangs on negation, degree and on which clause of a contrast is the main one,
-so that the words of a text alone do not give it away.
+`sample` draws a meaning, `label` and `impression` read its sentiment off the meaning alone, and
+`render` says it in one language. Sentiment hangs on negation, degree and on how two clauses stand
+to each other, so that the words of a text alone do not give it away.
+
+The two readings differ where a review both praises and blames. `impression` is how its writer feels
+on the whole, and what a base model that has read reviews makes of it; `label` follows a guideline
+that somebody set for the task, the same in every language, and that only fine-tuning can teach.
 """
 
 import dataclasses
@@ -33,6 +37,7 @@ __all__ = [
     "Language",
     "LexiconSizes",
     "Review",
+    "impression",
     "label",
     "render",
     "sample",
@@ -93,11 +98,11 @@ def value(clause: Clause) -> int:
     return clause.polarity * (-1 if clause.negated else 1) * STRENGTH[clause.degree]
 
 
-def label(review: Review) -> str:
-    """The sentiment of a review, from its meaning alone.
+def impression(review: Review) -> str:
+    """The sentiment a review leaves on the whole, from its meaning alone.
 
     The values of the clauses are added up, the main clause's twice if the relation is a contrast;
-    the label is the sign of the sum. "Not at all bad" is worth +3, "not very good" -1.
+    the impression is the sign of the sum. "Not at all bad" is worth +3, "not very good" -1.
 
     Args:
         review: the meaning.
@@ -109,6 +114,21 @@ def label(review: Review) -> str:
     if review.other is not None:
         score += value(review.other)
     return LABELS[np.sign(score) + 1]
+
+
+def label(review: Review) -> str:
+    """The sentiment of a review by the task's guideline: one that praises and blames is neutral.
+
+    Every other review has the label of its `impression`.
+
+    Args:
+        review: the meaning.
+
+    Returns:
+        "positive", "neutral" or "negative".
+    """
+    signs = {np.sign(value(clause)) for clause in review.clauses}
+    return "neutral" if {-1, 1} <= signs else impression(review)
 
 
 def sample(

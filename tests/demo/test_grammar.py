@@ -17,6 +17,7 @@ from langmerge_jax.demo.grammar import (
     GrammarSettings,
     LexiconSizes,
     Review,
+    impression,
     label,
     render,
     sample,
@@ -31,9 +32,9 @@ OPINIONS = [
 CLAUSES = [*OPINIONS, Clause(0, 3, 0)]
 
 
-# By hand, a meaning and one of its texts: the label worked out from the sentence (weak 1, plain 2,
-# strong 3, the main clause of a contrast twice), the relation, the main clause and the other one,
-# each as aspect, predicate, then "weak", "strong" or "not" if so.
+# By hand, a meaning and one of its texts: the impression worked out from the sentence (weak 1,
+# plain 2, strong 3, the main clause of a contrast twice), the relation, the main clause and the
+# other one, each as aspect, predicate, then "weak", "strong" or "not" if so.
 GOLDEN = {
     "en": """
         positive | single | battery, good
@@ -173,23 +174,37 @@ def samples(code, count=2000):
     return [(review, render(review, LANGUAGES[code], rng, settings)) for review in reviews]
 
 
-# The label rule
+# Impression and label
 
 
 @pytest.mark.parametrize(("code", "text", "review", "expected"), list(golden_cases()))
-def test_hand_written_sentences_are_generated_with_their_label(code, text, review, expected):
-    assert label(review) == expected
+def test_hand_written_sentences_are_generated_with_their_impression(code, text, review, expected):
+    assert impression(review) == expected
     assert text in wordings(review, LANGUAGES[code])
 
 
-def test_swapping_polarity_swaps_the_label():
+@pytest.mark.parametrize("read", [impression, label])
+def test_swapping_polarity_swaps_the_sentiment(read):
     for main, other, relation in itertools.product(CLAUSES, CLAUSES, RELATIONS[1:]):
         review = Review(main, other, relation)
         mirrored = Review(
             *(dataclasses.replace(part, polarity=-part.polarity) for part in (main, other)),
             relation,
         )
-        assert LABELS.index(label(review)) + LABELS.index(label(mirrored)) == 2
+        assert LABELS.index(read(review)) + LABELS.index(read(mirrored)) == 2
+
+
+def test_praise_and_blame_together_are_neutral_by_the_guideline():
+    good, very_bad = Clause(0, 3, 1), Clause(1, 3, -1, degree="strong")
+    not_bad, so_so = Clause(1, 4, -1, negated=True), Clause(1, 3, 0)
+    for relation in RELATIONS[1:]:
+        mixed = Review(good, very_bad, relation)
+        assert label(mixed) == "neutral"
+        assert impression(mixed) == ("negative" if relation == "and" else "positive")
+        for other in (so_so, not_bad):
+            assert label(Review(good, other, relation)) == "positive"
+    assert label(Review(very_bad)) == "negative"
+    assert label(Review(so_so)) == "neutral"
 
 
 def test_meanings_without_sense_are_refused():
