@@ -36,6 +36,10 @@ class Run:
             raise InputError(f"{COMBINED!r} is the adapter of all languages, no language code")
         claim_workdir(workdir, config)
         self.config, self.workdir = config, workdir
+        if config.cpu_devices:
+            # At once: no stage may use jax before this, and any stage may be the first to do so.
+            jax.config.update("jax_platforms", "cpu")
+            jax.config.update("jax_num_cpu_devices", config.cpu_devices)
 
     def path(self, text: str) -> str:
         """Fills the placeholder {workdir}."""
@@ -55,9 +59,6 @@ class Run:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        if self.config.cpu_devices:
-            jax.config.update("jax_platforms", "cpu")
-            jax.config.update("jax_num_cpu_devices", self.config.cpu_devices)
         return make_mesh(**self.config.mesh)
 
     @functools.cached_property

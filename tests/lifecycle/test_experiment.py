@@ -176,6 +176,17 @@ def test_a_missing_piece_alone_is_made_again(finished, tmp_path):
     assert (workdir / "predictions" / "ties_knots@0.5" / "en.jsonl").exists()
 
 
+def test_an_experiment_goes_on_at_the_merges(finished, tmp_path):
+    """What a run killed between two merges leaves: jax is first used by the merging stage."""
+    workdir = tmp_path / "tiny"
+    shutil.copytree(finished[0], workdir)
+    for folder in ("merged/ties_knots@0.5", "predictions/ties_knots@0.5"):
+        shutil.rmtree(workdir / folder)
+    result = door("experiment", workdir)
+    assert result.returncode == 0, result.stderr
+    assert (workdir / "scores.json").read_text() == (finished[0] / "scores.json").read_text()
+
+
 def test_a_workdir_of_another_config_is_refused_untouched(finished):
     workdir, _ = finished
     before = sorted(workdir.rglob("*"))
