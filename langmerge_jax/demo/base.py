@@ -76,7 +76,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int):
 
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     # With the prefix space a word is the same token at the start of an answer as within a text, so
-    # the label words that answers consist of are words the base has read.
+    # the label words that answers consist of are words the base has read. An answer that follows a
+    # prompt without chat template brings a space of its own, and is to have no second one.
     model.normalizer = tokenizers.normalizers.Sequence(
         [
             tokenizers.normalizers.Prepend(" "),

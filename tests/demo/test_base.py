@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from configs import demo
 from langmerge_jax.demo.base import train_tokenizer
 from langmerge_jax.demo.grammar import LABELS, LANGUAGES, LexiconSizes, render, sample
 
-SIZES = LexiconSizes(aspects=14, positive=18, negative=18, neutral=10)
+SIZES = LexiconSizes(**demo.get_config().demo.corpus.lexicon)
 
 
 def texts(seed, count):

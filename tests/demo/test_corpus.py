@@ -6,10 +6,10 @@ from langmerge_jax.demo.corpus import VERDICTS, CorpusSettings, write_corpus
 from langmerge_jax.demo.grammar import LABELS, GrammarSettings, LexiconSizes
 
 
-def settings(**grammar):
+def settings(seed=3, **grammar):
     grammar = GrammarSettings(**grammar)
     rows = {"instruct": 40, "train": 40, "validation": 5, "test": 40}
-    return CorpusSettings(("en", "ja"), rows, 60, 1.0, LexiconSizes(), grammar, grammar, seed=3)
+    return CorpusSettings(("en", "ja"), rows, 60, 1.0, LexiconSizes(), grammar, grammar, seed)
 
 
 def read(directory, language, split):
@@ -43,3 +43,6 @@ def test_a_seed_gives_the_same_files_and_another_seed_others(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
     rows = read(tmp_path / "a", "en", "train")
     assert {row["label"] for row in rows} == set(LABELS)
+    write_corpus(tmp_path / "c", settings(seed=4))
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert path.read_bytes() != (tmp_path / "c" / path.relative_to(tmp_path / "a")).read_bytes()
