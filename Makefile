@@ -5,7 +5,7 @@ TEST_EXTRA ?= test
 LOCK = requirements.lock
 
 .SECONDARY:
-.PHONY: install demo test lint lock clean
+.PHONY: install demo test reliability lint lock clean
 
 install: .venv/installed
 
@@ -24,6 +24,10 @@ demo: install
 
 test: .venv-test/installed-$(TEST_EXTRA)
 	.venv-test/bin/python -m pytest
+
+# Kills small experiments at every moment, four of them; about fifteen minutes.
+reliability: .venv-test/installed-test
+	.venv-test/bin/python -m benchmarks.reliability
 
 lint: .venv-test/installed-dev
 	.venv-test/bin/ruff check .

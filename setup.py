@@ -20,6 +20,8 @@ setuptools.setup(
         "jax>=0.10",
         # What transformers renders chat templates with, and does not install itself.
         "jinja2>=3.1",
+        # Draws the report's figures.
+        "matplotlib>=3.9",
         "ml_collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.8",

@@ -11,11 +11,19 @@ from typing import Any
 import ml_collections
 
 from langmerge_jax.errors import InputError
+from langmerge_jax.files import write_json
 
 PAPER_RECIPES = tuple(
     f"{method}@{density}"
     for density in ("1.0", "0.5")
     for method in ("ties", "ties_knots", "dare_ties", "dare_ties_knots")
+)
+
+
+# Sections that a workdir's config may change.
+_FREE = (
+    *("combined", "merge", "evaluate", "updates", "dollars_per_device_hour"),
+    *("cpu_devices", "adapters_at_once", "mesh"),
 )
 
 
@@ -75,10 +83,19 @@ def default() -> ml_collections.ConfigDict:
     # Sequence lengths a batch is padded to; each one used is compiled once.
     config.train.buckets = (128, 512, 2048, 8196)
     config.train.remat = True
+    # A killed training goes on from its newest checkpoint.
+    config.train.checkpoint_steps = 200
     config.train.seed = 0
+
+    # For the cost tables; 0 leaves dollars out.
+    config.dollars_per_device_hour = 0.0
 
     # Run on the CPU, cut into this many devices; 0 takes the accelerators that are found.
     config.cpu_devices = 0
+    # Individual adapters that are trained side by side, in one batch; the rest follow one another
+    # in the same process, over the same base and compiled programs. 0 takes all: best where the
+    # rows of one adapter are too few to fill the devices.
+    config.adapters_at_once = 0
     # Devices along each axis; -1 takes all that are left.
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -89,10 +106,25 @@ def default() -> ml_collections.ConfigDict:
     config.merge.tune_lambda = ()
     config.merge.tune_recipes = ()
 
+    config.updates = ml_collections.ConfigDict()
+    # The recipe an update merges by; "" takes the one that tuning chose.
+    config.updates.recipe = ""
+    # Also retrain `combined`, to compare with: this is the cost that merging avoids.
+    config.updates.combined = False
+    # Updates that the experiment door plays through: "<language>=<new rows>" for one that is
+    # trained already, "<language>" for one that joins.
+    config.updates.plan = ()
+    # Share of old rows for a second, warm update beside each cold one of the plan; 0 leaves it out.
+    config.updates.warm_start = 0.0
+
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.batch_size = 32
     # Also fit a character n-gram classifier on the training rows, to stand beside the scores.
     config.evaluate.ngram_baseline = False
+    # Also score the chosen recipe at parts of its rank, and folded into the base.
+    config.evaluate.ranks = False
+    # By how much a merge may score below `combined` and still be called on par with it.
+    config.evaluate.margin = 0.01
 
     # The settings of a generated corpus and base model (configs/demo.py); empty for real ones.
     config.demo = ml_collections.ConfigDict()
@@ -107,8 +139,11 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
     """Makes `workdir` this config's own: writes `config.json`, or checks the one that is there.
 
+    Settings of merging, evaluation, updates and the machine may change between two runs; results
+    know what they were made from. The others decide what the adapters are.
+
     Raises:
-      InputError: if the workdir belongs to a run with other settings, or is no directory.
+      InputError: if the workdir belongs to a run of other adapters, or is no directory.
     """
     path, wanted = workdir / "config.json", to_json(config)
     if path.exists():
@@ -116,19 +151,21 @@ def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); is {workdir} a workdir?") from error
-        different = _first_difference(found, wanted)
+        kept = ({k: v for k, v in some.items() if k not in _FREE} for some in (found, wanted))
+        different = _first_difference(*kept)
         if different:
             key, old, new = different
             raise InputError(
                 f"workdir {workdir} belongs to another config: there {key} is {old!r}, here "
                 f"{new!r}; choose another --workdir, or remove it to start over"
             )
-        return
+        if found == wanted:
+            return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"workdir {workdir}: {error.strerror}; choose another") from error
-    path.write_text(json.dumps(wanted, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, wanted)
 
 
 def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -3,7 +3,8 @@
   python -m langmerge_jax.experiment --config=configs/demo.py --workdir=runs/demo
 
 trains the individual adapters and the combined one, merges by every recipe of the config, scores
-all of them on every language, and prints the table.
+all of them on every language, plays through the config's updates, prints the tables and writes
+report.html.
 """
 
 from langmerge_jax import cli
@@ -23,7 +24,7 @@ def main() -> None:
 
         prepare(run)
     print(experiment(run))
-    print(f"results: {workdir}")
+    print(f"results: {workdir}\nreport: {workdir / 'report.html'}")
 
 
 if __name__ == "__main__":

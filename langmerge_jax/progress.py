@@ -19,11 +19,12 @@ class Progress:
       what: a few words.
       total: units in all.
       unit: name of one, such as "step".
+      done: units that an earlier run has done already.
     """
 
-    def __init__(self, what: str, total: int, unit: str):
+    def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self._what, self._total, self._unit = what, total, unit
-        self.done, self._start = 0, time.monotonic()
+        self.done, self._first, self._start = done, done, time.monotonic()
         self._next_line = self._start + LINE_SECONDS
         self._note = ""
         self._bar = None
@@ -31,7 +32,12 @@ class Progress:
             import tqdm
 
             self._bar = tqdm.tqdm(
-                total=total, desc=what, unit=f" {unit}", dynamic_ncols=True, leave=False
+                total=total,
+                initial=done,
+                desc=what,
+                unit=f" {unit}",
+                dynamic_ncols=True,
+                leave=False,
             )
 
     def __enter__(self) -> "Progress":
@@ -42,8 +48,10 @@ class Progress:
             self._bar.close()
         if kind is None:
             seconds = time.monotonic() - self._start
-            logger.info("%s: %d %s in %.1f s%s", self._what, self.done, self._plural(), seconds,
-                        self._note)  # fmt: skip
+            done = self.done - self._first
+            logger.info(
+                "%s: %d %s in %.1f s%s", self._what, done, self._plural(), seconds, self._note
+            )
 
     def update(self, count: int = 1, **values: float) -> None:
         """Adds finished units; `values` are shown beside, such as loss=0.31."""
@@ -56,7 +64,7 @@ class Progress:
             self._bar.set_postfix_str(self._note.removeprefix(", "), refresh=False)
         elif now >= self._next_line:
             self._next_line = now + LINE_SECONDS
-            rate = self.done / (now - self._start)
+            rate = (self.done - self._first) / (now - self._start)
             left = (self._total - self.done) / rate
             logger.info(
                 "%s: %d of %d %s, %.3g a second, %.0f s left%s",

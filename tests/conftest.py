@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from langmerge_jax.models.config import LlamaConfig
+from tests.doors import door
 
 REALDATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "realdata"
 
@@ -31,7 +32,7 @@ def tokenizer():
     return train_tokenizer([*texts, "positive neutral negative"], vocab_size=320)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config(tokenizer) -> LlamaConfig:
     """A Llama with grouped-query attention, small enough for any test."""
     return LlamaConfig(
@@ -50,9 +51,9 @@ def tiny_config(tokenizer) -> LlamaConfig:
     )
 
 
-@pytest.fixture
-def make_base(tmp_path, tokenizer):
-    """Writes a random Llama of a given config as a Hugging Face directory."""
+@pytest.fixture(scope="session")
+def make_base(tmp_path_factory, tokenizer):
+    """Writes a random Llama of a given config as a new Hugging Face directory."""
     import jax
     from flax import nnx
 
@@ -63,8 +64,9 @@ def make_base(tmp_path, tokenizer):
         params = nnx.state(Llama(config, rngs=nnx.Rngs(params=0)))
         # Ten times the usual deviation: near-zero logits would hide errors.
         params = jax.tree.map(lambda x: x * 10 if np.std(x) > 0 else x, params)
-        save_base(tmp_path / name, params, config, tokenizer)
-        return tmp_path / name
+        directory = tmp_path_factory.mktemp("bases") / name
+        save_base(directory, params, config, tokenizer)
+        return directory
 
     return make
 
@@ -88,3 +90,12 @@ def random_adapter():
         return Adapter(modules, task_type="CAUSAL_LM")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The workdir of a finished tiny experiment, to be read only, and what the door printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    result = door("experiment", workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir, result

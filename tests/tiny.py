@@ -6,12 +6,15 @@ from configs import demo
 def get_config():
     config = demo.get_config()
     config.languages = ("en", "ja", "fr")
+    # Two side by side, then the third.
+    config.adapters_at_once = 2
     config.lora.rank = 2
     config.train.epochs = 1
+    config.train.checkpoint_steps = 2
     config.train.buckets = (64,)
     config.merge.tune_lambda = (1.0, 2.0)
-    config.merge.tune_recipes = ("ties@0.5", "ties_knots@0.5")
-    config.demo.corpus.languages = config.languages
+    config.merge.tune_recipes = ("ties_knots@1.0", "ties_knots@0.5")
+    config.demo.corpus.languages = ("en", "ja", "fr", "es")
     config.demo.corpus.rows = {
         "train": 32,
         "update": 32,
@@ -27,6 +30,7 @@ def get_config():
     config.demo.base.heads = 2
     config.demo.base.kv_heads = 1
     config.demo.base.instruct_epochs = 1
+    config.demo.base.checkpoint_steps = 3
     config.demo.base.buckets = (96,)
     config.train.buckets = (96,)
     config.task.max_length = 96

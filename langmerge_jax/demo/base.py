@@ -6,10 +6,9 @@ the guideline that the task's labels follow.
 """
 
 import dataclasses
-import functools
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,9 +23,10 @@ from langmerge_jax.models.checkpoint import save_base
 from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.parallel.mesh import Rules
-from langmerge_jax.progress import Progress
-from langmerge_jax.training.loop import place
+from langmerge_jax.training.checkpoint import Checkpoints
+from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Program, Step, place, run_steps
 from langmerge_jax.training.step import learning_rate, token_losses
+from langmerge_jax.training.steplog import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class BaseSettings:
       batch_size, learning_rate: of the pretraining, one pass over the unlabelled texts.
       instruct_epochs, instruct_batch_size, instruct_learning_rate: of the instruction tuning.
       buckets: sequence lengths that batches are padded to.
+      checkpoint_steps: steps between two checkpoints.
       seed: of weights and order.
     """
 
@@ -63,6 +64,7 @@ class BaseSettings:
     instruct_batch_size: int
     instruct_learning_rate: float
     buckets: tuple[int, ...]
+    checkpoint_steps: int
     seed: int
 
 
@@ -120,13 +122,16 @@ def build_base(
     task: ClassificationTask,
     settings: BaseSettings,
     mesh: jax.sharding.Mesh,
+    folder: pathlib.Path,
 ) -> None:
     """Trains the base and writes it to `directory`.
 
     Args:
+      directory: receives the finished model.
       texts: unlabelled text of all languages, in the order it is read.
       examples: a few labelled rows a language, for the instruction tuning.
       task: gives them the prompt's wording.
+      folder: receives step logs and checkpoints, from which a killed training goes on.
     """
     wording = [task.template.replace("{text}", e.text) for rows in examples.values() for e in rows]
     # Often enough that each label word becomes one token, as it is to any large model.
@@ -164,22 +169,29 @@ def build_base(
             settings.instruct_learning_rate,
         ),
     ):
-        batches = (
-            _pad(batch, batch_size, settings.buckets)
-            for batch in training_batches(
-                data, rows=batch_size, epochs=epochs, seed=settings.seed, name=what
-            )
-        )
         total = steps_per_epoch(len(data), batch_size) * epochs
-        params = _fit(params, batches, total=total, peak=peak, what=what, mesh=mesh, graph=graph)
+        batches = training_batches(
+            data, rows=batch_size, epochs=epochs, seed=settings.seed, name=what
+        )
+        rates = (learning_rate(i, total, peak=peak, warmup=0.05) for i in range(total))
+        steps = (
+            _step(batch, rate, batch_size, settings.buckets)
+            for batch, rate in zip(batches, rates, strict=True)
+        )
+        place_of_this = folder / what.replace(" ", "-")
+        place_of_this.mkdir(parents=True, exist_ok=True)
+        with StepLog(place_of_this / STEPS) as log:
+            checkpoints = Checkpoints(place_of_this / CHECKPOINTS, settings.checkpoint_steps)
+            params = _fit(params, steps, total, what, mesh, graph, log, checkpoints)
     save_base(directory, params, config, tokenizer)
 
 
-def _pad(batch: Sequence[Encoded], rows: int, buckets: Sequence[int]) -> dict[str, np.ndarray]:
+def _step(batch: Sequence[Encoded], rate: float, rows: int, buckets: Sequence[int]) -> Step:
     answers = max(len(e.answer) for e in batch)
     length = bucket(max(map(len, batch)), buckets)
     # Either one word is to be predicted or a whole text: two shapes of targets a length, not many.
-    return pad([batch], length, 2 if answers <= 2 else length, rows)
+    arrays = pad([batch], length, 2 if answers <= 2 else length, rows)
+    return Step(["base"], [rate], length, arrays, {"base": sum(map(len, batch))})
 
 
 def _loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
@@ -187,7 +199,16 @@ def _loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
     return losses.sum() / batch["weight"].sum()
 
 
-def _fit(params, batches, *, total: int, peak: float, what: str, mesh, graph) -> nnx.State:
+def _fit(
+    params: nnx.State,
+    steps: Iterator[Step],
+    total: int,
+    what: str,
+    mesh: jax.sharding.Mesh,
+    graph: nnx.GraphDef,
+    log: StepLog,
+    checkpoints: Checkpoints,
+) -> nnx.State:
     """Trains every weight with AdamW; returns the new params."""
     tx = optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -196,19 +217,22 @@ def _fit(params, batches, *, total: int, peak: float, what: str, mesh, graph) ->
     )
     rules = Rules()
     whole = rules.sharding(mesh, (), ())
-    optimizer = jax.device_put(tx.init(params), whole)
+    state = (params, jax.device_put(tx.init(params), whole))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
-    def step(params, optimizer, batch, rate):
+    def step(state, batch, rate):
+        params, optimizer = state
         value, gradient = jax.value_and_grad(lambda p: _loss(nnx.merge(graph, p), batch))(params)
         updates, optimizer = tx.update(gradient, optimizer, params)
         updates = jax.tree.map(lambda u: -rate * u, updates)
-        return optax.apply_updates(params, updates), optimizer, value
+        return (optax.apply_updates(params, updates), optimizer), value[None]
 
-    with Progress(what, total, "step") as progress:
-        for number, batch in enumerate(batches):
-            rate = learning_rate(number, total, peak=peak, warmup=0.05)
-            params, optimizer, value = step(params, optimizer, place(batch, mesh, rules), rate)
-            if number % 20 == 19 or number + 1 == total:
-                progress.update(number + 1 - progress.done, loss=float(value))
+    program = Program(step, donate=(0,), out_shardings=whole)
+
+    def advance(state, work: Step):
+        rate = jax.device_put(np.float32(work.rates[0]), whole)
+        shape = (work.length, work.arrays["target"].shape[2])
+        (state, loss), compiling = program(shape, state, place(work.arrays, mesh, rules), rate)
+        return state, loss, compiling
+
+    params, _ = run_steps(what, state, steps, total, advance, log=log, checkpoints=checkpoints)
     return params

@@ -2,13 +2,17 @@
 
 import dataclasses
 import logging
+import pathlib
 
+from langmerge_jax.config import to_json
 from langmerge_jax.data.sources import load_split
 from langmerge_jax.demo.base import BaseSettings, build_base
 from langmerge_jax.demo.corpus import CorpusSettings, read_unlabelled, write_corpus
 from langmerge_jax.demo.grammar import GrammarSettings, LexiconSizes
-from langmerge_jax.files import finished_directory
+from langmerge_jax.files import remove_directory
 from langmerge_jax.lifecycle.run import Run
+from langmerge_jax.lifecycle.stages import identity, is_current, making
+from langmerge_jax.training.loop import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
@@ -17,10 +21,12 @@ def prepare(run: Run) -> None:
     """Writes `corpus/` and `base/` under the workdir unless they are there."""
     demo = run.config.demo
     corpus, base = run.workdir / "corpus", run.workdir / "base"
-    if corpus.exists():
+    settings = to_json(run.config)
+    inputs = {"settings": settings["demo"]["corpus"]}
+    if is_current(corpus, inputs):
         logger.info("corpus there already, skipped: %s", corpus)
     else:
-        settings = CorpusSettings(
+        corpus_settings = CorpusSettings(
             languages=tuple(demo.corpus.languages),
             rows=dict(demo.corpus.rows),
             unlabelled=demo.corpus.unlabelled,
@@ -30,13 +36,20 @@ def prepare(run: Run) -> None:
             unlabelled_grammar=GrammarSettings(**demo.corpus.unlabelled_grammar),
             seed=demo.corpus.seed,
         )
-        with finished_directory(corpus) as directory:
-            write_corpus(directory, settings)
-    if base.exists():
+        with making(corpus, inputs) as directory:
+            write_corpus(directory, corpus_settings)
+    inputs = {
+        "corpus": identity(corpus),
+        "settings": settings["demo"]["base"],
+        "task": settings["task"],
+    }
+    folder = run.training_directory("base", inputs)
+    if is_current(base, inputs):
         logger.info("base model there already, skipped: %s", base)
+        _remove_checkpoints(folder)  # If it was killed right here.
         return
     source = dataclasses.replace(run.source, rows={"instruct": 0})
-    with finished_directory(base) as directory:
+    with making(base, inputs) as directory:
         build_base(
             directory,
             texts=read_unlabelled(corpus, tuple(demo.corpus.languages), demo.corpus.seed),
@@ -44,4 +57,11 @@ def prepare(run: Run) -> None:
             task=run.task,
             settings=BaseSettings(**demo.base),
             mesh=run.mesh,
+            folder=folder,
         )
+    _remove_checkpoints(folder)
+
+
+def _remove_checkpoints(folder: pathlib.Path) -> None:
+    for checkpoints in folder.glob(f"*/{CHECKPOINTS}"):
+        remove_directory(checkpoints)

@@ -1,22 +1,59 @@
-"""Everything from data to table, each stage skipping what is there."""
+"""Everything from data to tables, each stage skipping what is there."""
 
+from collections.abc import Iterator
+
+from langmerge_jax.lifecycle.costs import write_costs
 from langmerge_jax.lifecycle.evaluation import evaluate
 from langmerge_jax.lifecycle.merging import merge_all
+from langmerge_jax.lifecycle.ranks import score_ranks
 from langmerge_jax.lifecycle.run import Run
 from langmerge_jax.lifecycle.scores import score, score_ngrams
+from langmerge_jax.lifecycle.similarity import compare_adapters
 from langmerge_jax.lifecycle.training import train_adapters
-from langmerge_jax.reporting.tables import write_tables
+from langmerge_jax.lifecycle.update import UpdatedRun, update
+from langmerge_jax.reporting.report import write_report
+from langmerge_jax.reporting.tables import (
+    changes_table,
+    costs_table,
+    ranks_table,
+    schedule_table,
+    similarity_table,
+    write_tables,
+)
 
 
 def experiment(run: Run) -> str:
-    """Trains, merges and evaluates; returns the tables to print.
+    """Trains, merges, evaluates, plays through the planned updates and writes the report.
+
+    Returns the tables to print.
 
     Stages hand over by files in the workdir, so an interrupted run is taken up where it stood.
     """
     train_adapters(run, combined=False)
     train_adapters(run, combined=True)
     merge_all(run)
-    return evaluate_and_report(run)
+    tables = [evaluate_and_report(run)]
+    tables.append(similarity_table(run.home).text())
+    if run.config.evaluate.ranks:
+        score_ranks(run)
+        tables.append(ranks_table(run.home).text())
+    for change in planned(run):
+        # A warm update is compared with the `combined` that its cold one retrained.
+        update(run, change, combined=run.config.updates.combined and change.warm_start is None)
+        tables.append(changes_table(change.home).text())
+    if write_costs(run, alone=True):
+        tables += [costs_table(run.home).text(), schedule_table(run.home).text()]
+    write_report(run.home)
+    return "\n".join(tables)
+
+
+def planned(run: Run) -> Iterator[UpdatedRun]:
+    """Yields the updates of `config.updates.plan`."""
+    for entry in run.config.updates.plan:
+        language, _, data = entry.partition("=")
+        yield UpdatedRun(run, language, data or None)
+        if run.config.updates.warm_start and language in run.languages:
+            yield UpdatedRun(run, language, data or None, run.config.updates.warm_start)
 
 
 def evaluate_and_report(run: Run) -> str:
@@ -25,4 +62,6 @@ def evaluate_and_report(run: Run) -> str:
     if run.config.evaluate.ngram_baseline:
         score_ngrams(run)
     score(run)
-    return write_tables(run.workdir)
+    compare_adapters(run)
+    write_costs(run, alone=False)
+    return write_tables(run.home)

@@ -1,10 +1,13 @@
 """The merging stage: individual adapters become merged ones, by every recipe of the config."""
 
 import logging
+import pathlib
+from typing import Any
 
 from langmerge_jax.adapters import Adapter, load_adapter, save_adapter
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.run import Run
+from langmerge_jax.lifecycle.stages import identity, is_current, making
 from langmerge_jax.merging import DenseDelta, Recipe, merge, parse
 
 logger = logging.getLogger(__name__)
@@ -16,10 +19,19 @@ def trained(run: Run, name: str) -> Adapter:
     Raises:
       InputError: if it is not there.
     """
+    return load_adapter(there(run, name))
+
+
+def there(run: Run, name: str) -> pathlib.Path:
+    """Returns where a trained adapter lies.
+
+    Raises:
+      InputError: if it does not.
+    """
     directory = run.adapter_directory(name)
     if not directory.exists():
         raise InputError(f"{directory}: no adapter {name!r} yet; run the train door first")
-    return load_adapter(directory)
+    return directory
 
 
 def merged(run: Run, recipe: Recipe, *, keep: bool = True) -> Adapter | DenseDelta:
@@ -28,10 +40,10 @@ def merged(run: Run, recipe: Recipe, *, keep: bool = True) -> Adapter | DenseDel
     A low-rank merge is written to `merged/<recipe>` in PEFT format if it is to be kept. A
     full-rank one is computed anew each time, module by module, and never stored.
     """
-    directory = run.merged_directory(recipe.name)
-    if directory.exists():
+    directory, inputs = run.merged_directory(recipe.name), merge_inputs(run, recipe)
+    if is_current(directory, inputs):
         return load_adapter(directory)
-    adapters = {language: trained(run, language) for language in run.config.languages}
+    adapters = {language: trained(run, language) for language in run.languages}
     result = merge(
         adapters,
         recipe,
@@ -40,8 +52,15 @@ def merged(run: Run, recipe: Recipe, *, keep: bool = True) -> Adapter | DenseDel
         check_base_name="{workdir}" not in run.config.base,
     )
     if keep and isinstance(result, Adapter):
-        save_adapter(directory, result)
+        with making(directory, inputs) as work:
+            save_adapter(work, result)
     return result
+
+
+def merge_inputs(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """Returns what a merge is made from."""
+    adapters = {x: identity(there(run, x)) for x in run.languages}
+    return {"adapters": adapters, "recipe": recipe.name, "seed": run.config.merge.seed}
 
 
 def merge_all(run: Run) -> None:
@@ -49,7 +68,7 @@ def merge_all(run: Run) -> None:
     for name in run.config.merge.recipes:
         recipe = parse(name)
         directory = run.merged_directory(recipe.name)
-        if directory.exists():
+        if is_current(directory, merge_inputs(run, recipe)):
             logger.info("merge there already, skipped: %s", recipe.name)
             continue
         result = merged(run, recipe)

@@ -2,6 +2,8 @@
 
 import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ from langmerge_jax.config import claim_workdir
 from langmerge_jax.data.sources import Example, SourceSpec, load_split
 from langmerge_jax.data.tasks import ClassificationTask
 from langmerge_jax.errors import InputError
-from langmerge_jax.models.checkpoint import Base, load_base
+from langmerge_jax.lifecycle.stages import digest, identity
+from langmerge_jax.models.checkpoint import Base, load_base, resolve
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import TrainSettings
+from langmerge_jax.training.loop import Trainer, TrainSettings
 
 COMBINED = "combined"
 
@@ -40,6 +43,9 @@ class Run:
             # At once: no stage may use jax before this, and any stage may be the first to do so.
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+        self.languages = tuple(config.languages)
+        # Where results go; an update of a run has a home of its own in the run's workdir.
+        self.home = workdir
 
     def path(self, text: str) -> str:
         """Fills the placeholder {workdir}."""
@@ -47,19 +53,28 @@ class Run:
 
     def adapter_directory(self, name: str) -> pathlib.Path:
         """Where the adapter of a language, or `combined`, lies."""
-        return self.workdir / "adapters" / name
+        return self.home / "adapters" / name
 
     def merged_directory(self, recipe: str) -> pathlib.Path:
         """Where the adapter merged by a recipe lies."""
-        return self.workdir / "merged" / recipe.replace("/", "-")
+        return self.home / "merged" / recipe.replace("/", "-")
 
     def predictions_directory(self, variant: str) -> pathlib.Path:
         """Where a variant's predictions lie, a file a language."""
-        return self.workdir / "predictions" / variant.replace("/", "-")
+        return self.home / "predictions" / variant.replace("/", "-")
+
+    def training_directory(self, name: str, inputs: Mapping[str, Any]) -> pathlib.Path:
+        """Where the step log and checkpoints of one training lie, apart for other inputs."""
+        return self.workdir / "training" / f"{name}-{digest(inputs)[:12]}"
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
         return make_mesh(**self.config.mesh)
+
+    @functools.cached_property
+    def base_identity(self) -> str:
+        """Digest of the base model, without loading it."""
+        return identity(resolve(self.path(self.config.base)))
 
     @functools.cached_property
     def base(self) -> Base:
@@ -92,6 +107,10 @@ class Run:
     def examples(self, language: str, split: str) -> list[Example]:
         """Returns one language's rows of a split."""
         return load_split(self.source, language, split)
+
+    @functools.cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(self.base, self.train_settings())
 
     def train_settings(self) -> TrainSettings:
         train, lora = self.config.train, self.config.lora

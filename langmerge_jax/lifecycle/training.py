@@ -1,12 +1,40 @@
-"""The training stage: adapters of single languages in one program, or one of all together."""
+"""The training stage: adapters of single languages, or one of all together."""
 
+import dataclasses
 import logging
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from langmerge_jax.adapters import save_adapter
+from langmerge_jax.adapters import load_adapter, save_adapter
+from langmerge_jax.config import to_json
+from langmerge_jax.data.sources import Example
+from langmerge_jax.files import read_json, remove_directory, write_json
 from langmerge_jax.lifecycle.run import COMBINED, Run
-from langmerge_jax.training.loop import train
+from langmerge_jax.lifecycle.stages import digest_rows, identity, is_current, making
+from langmerge_jax.training.loop import CHECKPOINTS, STEPS
+from langmerge_jax.training.steplog import ledger, read_log
 
 logger = logging.getLogger(__name__)
+
+LEDGER, JOB, TRAINING = "ledger.json", "job.json", "training.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """An adapter that is wanted.
+
+    Attributes:
+      directory: where it is to lie, in PEFT format.
+      rows: what it is trained on.
+      start: an adapter to go on from; None starts afresh.
+    """
+
+    directory: pathlib.Path
+    rows: Sequence[Example]
+    start: pathlib.Path | None = None
 
 
 def train_adapters(run: Run, *, combined: bool) -> None:
@@ -16,23 +44,82 @@ def train_adapters(run: Run, *, combined: bool) -> None:
       combined: train the one adapter `combined` on the rows of all languages instead of one
         adapter a language.
     """
-    names = [COMBINED] if combined else list(run.config.languages)
-    missing = [name for name in names if not run.adapter_directory(name).exists()]
-    done = [name for name in names if name not in missing]
+    rows = {language: run.examples(language, "train") for language in run.languages}
+    if combined:
+        rows = {COMBINED: [row for some in rows.values() for row in some]}
+    targets = {name: Target(run.adapter_directory(name), some) for name, some in rows.items()}
+    train_targets(run, targets)
+
+
+def train_targets(run: Run, targets: Mapping[str, Target]) -> None:
+    """Trains those adapters that are not there, or were made from something else.
+
+    As many train side by side as `config.adapters_at_once` says. The step log of each training
+    stays under `training/`, with the ledger that adds it up. A killed training goes on from its
+    newest checkpoint.
+
+    Args:
+      targets: {adapter name: what is wanted}.
+    """
+    for left in run.workdir.glob("training/**/.*.removed"):
+        shutil.rmtree(left)
+    base = run.base_identity
+    inputs = {name: _inputs(run, target, base) for name, target in targets.items()}
+    missing = [n for n, target in targets.items() if not is_current(target.directory, inputs[n])]
+    done = [name for name in targets if name not in missing]
     if done:
         logger.info("adapters there already, skipped: %s", ", ".join(done))
-    if not missing:
-        return
+    for path in _unfinished(run, inputs):
+        job = read_json(path / JOB)
+        _train(run, {name: targets[name] for name in job}, job, path)
+        missing = [name for name in missing if name not in job]
+    size = run.config.adapters_at_once or len(missing)
+    for start in range(0, len(missing), max(size, 1)):
+        job = {name: inputs[name] for name in missing[start : start + size]}
+        folder = run.training_directory("+".join(job), job)
+        if (folder / LEDGER).exists():  # Done before; its adapters were taken away since.
+            remove_directory(folder)
+        write_json(folder / JOB, job)
+        _train(run, {name: targets[name] for name in job}, job, folder)
 
-    # Rows before weights: a bad line should be known before gigabytes are read.
-    languages = run.config.languages if combined else missing
-    examples = {language: run.examples(language, "train") for language in languages}
-    encoded = {
-        language: run.task.encode(run.base.tokenizer, rows) for language, rows in examples.items()
-    }
-    data = {COMBINED: [row for rows in encoded.values() for row in rows]} if combined else encoded
-    log = run.workdir / "logs" / f"train_{COMBINED if combined else 'individual'}.jsonl"
-    log.parent.mkdir(exist_ok=True)
-    for name, adapter in train(run.base, data, run.train_settings(), log).items():
-        save_adapter(run.adapter_directory(name), adapter)
-        logger.info("adapter written: %s", run.adapter_directory(name))
+
+def _train(
+    run: Run, targets: Mapping[str, Target], job: Mapping[str, Any], folder: pathlib.Path
+) -> None:
+    """Trains adapters in one batch, from the newest checkpoint of the folder if it has one."""
+    start = time.monotonic()
+    tokenizer = run.base.tokenizer
+    data = {name: run.task.encode(tokenizer, target.rows) for name, target in targets.items()}
+    starts = {n: load_adapter(x.start) for n, x in targets.items() if x.start}
+    # The base is loaded once a process, and counts with what needed it first.
+    seconds = time.monotonic() - start
+    adapters = run.trainer.train(data, folder, start=starts or None, load_seconds=seconds)
+    price = run.config.dollars_per_device_hour
+    write_json(folder / LEDGER, ledger(read_log(folder / STEPS), price))
+    for name, adapter in adapters.items():
+        with making(targets[name].directory, job[name]) as directory:
+            save_adapter(directory, adapter)
+            write_json(directory / TRAINING, {"folder": folder.name})
+        logger.info("adapter written: %s", targets[name].directory)
+    remove_directory(folder / CHECKPOINTS)
+
+
+def _inputs(run: Run, target: Target, base: str) -> dict[str, Any]:
+    settings = to_json(run.config)
+    inputs = {key: settings[key] for key in ("task", "lora", "train")}
+    rows = {"count": len(target.rows), "digest": digest_rows(target.rows)}
+    inputs |= {"base": base, "rows": rows}
+    return inputs | ({"start": identity(target.start)} if target.start else {})
+
+
+def _unfinished(run: Run, wanted: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+    """Yields the folders of killed trainings all of whose adapters are still wanted.
+
+    One may have written adapters, even all of them, but not removed its checkpoints, which hold
+    what is not written.
+    """
+    for path in sorted(run.workdir.glob(f"training/*/{JOB}")):
+        job = read_json(path)
+        unchanged = all(wanted.get(name) == inputs for name, inputs in job.items())
+        if unchanged and (path.parent / CHECKPOINTS).exists():
+            yield path.parent

@@ -42,12 +42,18 @@ def split_lora(config: LlamaConfig, spec: LoraSpec | None, dtype: jnp.dtype, rem
 
 
 def stack(
-    adapters: Mapping[str, Adapter], config: LlamaConfig, spec: LoraSpec, dtype: jnp.dtype
+    adapters: Mapping[str, Adapter],
+    config: LlamaConfig,
+    spec: LoraSpec,
+    dtype: jnp.dtype,
+    *,
+    scaled: bool = True,
 ) -> nnx.State:
     """Stacks adapters for `Llama`, padding lower ranks and missing modules with zeros.
 
     The scale of each module is multiplied into B, so that adapters whose modules differ in scale
-    can share a program; the model is to be given scales of 1.
+    can share a program; the model is to be given scales of 1. With `scaled=False` B stays as it
+    is, and the model is to be given the scale of the adapters.
 
     Returns:
       LoRA state with leaves [l, n, ...].
@@ -80,7 +86,8 @@ def stack(
                 if path[-1] == "lora_a":
                     value[layer, n, :, :rank] = factors.a.T
                 else:
-                    value[layer, n, :rank] = factors.scale * factors.b.T.astype(np.float32)
+                    scale = factors.scale if scaled else 1.0
+                    value[layer, n, :rank] = scale * factors.b.T.astype(np.float32)
         return variable.replace(jnp.asarray(value))
 
     _, abstract = split_lora(config, spec, dtype)

@@ -1,119 +1,260 @@
-"""The score tables of a run: on the terminal, as Markdown and as CSV. Reads files only."""
+"""The tables of a run, read from the files of its workdir."""
 
 import csv
-import dataclasses
 import io
-import json
+import math
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from langmerge_jax.files import write_text
+from langmerge_jax.files import read_json, write_text
+from langmerge_jax.reporting.table import Cell, Table
 
-WIDTH = 80
-_TITLES = {"macro_f1": "Macro F1", "precision": "Macro precision", "recall": "Macro recall"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Values by row and column; the best of each column is marked.
-
-    Attributes:
-      title: above it.
-      head: name of the first column.
-      rows: {row name: {column: value}}.
-      beside: {row name: {column: value}}, shown below and never marked best.
-    """
-
-    title: str
-    head: str
-    rows: dict[str, dict[str, float]]
-    beside: dict[str, dict[str, float]]
-
-    def columns(self) -> list[str]:
-        return list(next(iter(self.rows.values())))
-
-    def _cell(self, name: str, column: str, mark: str) -> str:
-        row = self.rows.get(name) or self.beside[name]
-        # As shown: two rows that print alike are marked alike.
-        text = f"{row[column]:.4f}"
-        best = max(f"{values[column]:.4f}" for values in self.rows.values())
-        return mark.format(text) if name in self.rows and text == best else text
-
-    def text(self) -> str:
-        """Returns the table for a terminal of 80 columns; many languages continue below."""
-        names = [*self.rows, *self.beside]
-        first = max(map(len, [self.head, *names]))
-        per_block = max(1, (WIDTH - first) // 8)
-        lines = [self.title]
-        for start in range(0, len(self.columns()), per_block):
-            columns = self.columns()[start : start + per_block]
-            lines.append(self.head.ljust(first) + "".join(f"{c[:7]:>7} " for c in columns))
-            for name in names:
-                cells = (self._cell(name, column, "{}*") for column in columns)
-                cells = (f"{cell:>7} " if "*" not in cell else f"{cell:>8}" for cell in cells)
-                lines.append(name.ljust(first) + "".join(cells))
-        return "\n".join(line.rstrip() for line in lines) + "\n"
-
-    def markdown(self) -> str:
-        """Returns the table as Markdown, the best of each column in bold."""
-        columns = self.columns()
-        lines = [
-            f"### {self.title}",
-            "",
-            "| " + " | ".join([self.head, *columns]) + " |",
-            "|---|" + "---:|" * len(columns),
-        ]
-        for name in [*self.rows, *self.beside]:
-            cells = [self._cell(name, column, "**{}**") for column in columns]
-            lines.append("| " + " | ".join([name, *cells]) + " |")
-        return "\n".join(lines) + "\n"
+METRICS = {"macro_f1": "Macro F1", "precision": "Macro precision", "recall": "Macro recall"}
+MARKS = {"on par": "=", "worse": "<", "undecided": "?"}
 
 
-def _read(path: pathlib.Path) -> list[dict]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _pivot(rows: list[dict], key: str, metric: str, names: dict[str, str]):
-    table: dict[str, dict[str, float]] = {}
-    for row in rows:
-        if row["metric"] == metric:
-            name = names.get(row[key], row[key])
-            table.setdefault(name, {})[row["language"]] = row["value"]
-    return table
-
-
-def write_tables(workdir: pathlib.Path) -> str:
-    """Writes `scores.md` and `scores.csv`; returns what to print.
+def write_tables(home: pathlib.Path) -> str:
+    """Writes `scores.md`, `scores.csv` and `scores.tex`; returns what to print.
 
     Args:
-      workdir: of a run with `scores.json` and `matrix.json`, and perhaps `tuning.json` and
-        `ngram.json`.
+      home: of a run with `scores.json` and `matrix.json`, and perhaps `comparisons.json`,
+        `tuning.json` and `ngram.json`.
     """
-    scores, matrix = _read(workdir / "scores.json"), _read(workdir / "matrix.json")
-    names = {}
-    if (workdir / "tuning.json").exists():
-        names["tuned"] = "tuned " + json.loads((workdir / "tuning.json").read_text())["chosen"]
-    ngrams = _read(workdir / "ngram.json") if (workdir / "ngram.json").exists() else []
-    sizes = {row["n"] for row in scores if row["language"] != "all"}
-    n = f"n = {' to '.join(map(str, sorted({min(sizes), max(sizes)})))} a language"
-    tables = [
-        Table(
-            f"{title}, {n}; all: mean over languages",
-            "variant",
-            _pivot(scores, "variant", metric, names),
-            _pivot(ngrams, "variant", metric, {}),
-        )
-        for metric, title in _TITLES.items()
-    ]
-    adapters = Table(
-        f"Macro F1 of each language's adapter on each language, {n}",
-        "adapter",
-        _pivot(matrix, "adapter", "macro_f1", {}),
-        {},
-    )
-    write_text(workdir / "scores.md", "\n".join(table.markdown() for table in [*tables, adapters]))
+    tables = [scores_table(home, metric) for metric in METRICS] + [matrix_table(home)]
+    if (home / "comparisons.json").exists():
+        tables.append(comparisons_table(home))
+    write_text(home / "scores.md", "\n".join(table.markdown() for table in tables))
+    write_text(home / "scores.tex", "\n".join(table.latex() for table in tables))
     lines = io.StringIO()
-    writer = csv.DictWriter(lines, ["variant", "language", "metric", "value", "n"])
+    writer = csv.DictWriter(lines, ["variant", "language", "metric", "value", "n", "low", "high"])
     writer.writeheader()
-    writer.writerows(scores)
-    write_text(workdir / "scores.csv", lines.getvalue())
-    return f"{tables[0].text()}\n{adapters.text()}"
+    writer.writerows(read_json(home / "scores.json"))
+    write_text(home / "scores.csv", lines.getvalue())
+    return "\n".join(table.text() for table in [tables[0], *tables[len(METRICS) :]])
+
+
+def scores_table(home: pathlib.Path, metric: str) -> Table:
+    """Returns what each variant scores on each language, with marks of parity for macro F1."""
+    scores = read_json(home / "scores.json")
+    names = variant_names(home)
+    marks, margin = {}, None
+    if (home / "comparisons.json").exists():
+        for row in read_json(home / "comparisons.json"):
+            if row["metric"] == metric:
+                marks[row["variant"], row["language"]] = MARKS[row["verdict"]]
+                margin = row["margin"]
+    notes = []
+    if marks:
+        notes.append(f"Against combined, margin {points(margin)}: = on par, < worse, ? undecided")
+    rows = _pivot(scores, "variant", metric, marks)
+    path = home / "ngram.json"
+    beside = read_json(path)["scores"] if path.exists() else []
+    # Not a variant, shown below and never marked best.
+    beside = _pivot(beside, "variant", metric, {}, best=False)
+    return Table(
+        f"{METRICS[metric]}, {_sizes(scores)}; all: mean over languages",
+        "variant",
+        _languages(scores),
+        {names.get(name, name): cells for name, cells in (rows | beside).items()},
+        notes,
+    )
+
+
+def matrix_table(home: pathlib.Path) -> Table:
+    """Returns what each language's adapter scores on each language."""
+    matrix = read_json(home / "matrix.json")
+    return Table(
+        f"Macro F1 of each language's adapter on each language, {_sizes(matrix)}",
+        "adapter",
+        _languages(matrix),
+        _pivot(matrix, "adapter", "macro_f1", {}),
+    )
+
+
+def comparisons_table(home: pathlib.Path) -> Table:
+    """Returns how each variant compares with `combined`, over all languages."""
+    rows = [x for x in read_json(home / "comparisons.json") if x["language"] == "all"]
+    names = variant_names(home)
+    cells = {}
+    for row in rows:
+        # The test that decided, or that of parity where none did.
+        test = "p_worse" if row["verdict"] == "worse" else "p_par"
+        adjusted = row[f"{test}_holm"]
+        cells[names.get(row["variant"], row["variant"])] = [
+            Cell(f"{100 * row['difference']:+.1f}"),
+            Cell(f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+            Cell(f"{row[test]:.4f}"),
+            Cell("" if adjusted is None else f"{adjusted:.4f}"),
+            Cell(row["verdict"] + (f" ({row['deciding_n']})" if row["deciding_n"] else "")),
+        ]
+    margin = rows[0]["margin"]
+    return Table(
+        f"Against combined, points of macro F1 over all languages, n = {rows[0]['n']}",
+        "variant",
+        ["difference", "95 %", "p", "Holm", "verdict"],
+        cells,
+        [
+            f"Margin {points(margin)}. p, Holm: of the verdict, of parity if undecided; one-sided, "
+            "raw and adjusted over the recipes. In brackets: the n that would decide"
+        ],
+    )
+
+
+def changes_table(home: pathlib.Path) -> Table:
+    """Returns what an update changed, from its `changes.json`."""
+    changes = read_json(home / "changes.json")["rows"]
+    columns = list(dict.fromkeys(row["language"] for row in changes))
+    note = [] if columns[-1] == "all" else [f"all: mean without {columns[-1]}, which joins"]
+    found = {(row["variant"], row["language"]): row for row in changes}
+    cells = {}
+    for name in dict.fromkeys(row["variant"] for row in changes):
+        rows = [found.get((name, column)) for column in columns]
+        cells[name] = [Cell(f"{row['after']:.3f}") if row else Cell("") for row in rows]
+        cells[f"  {name}, change"] = [_change(row) if row else Cell("") for row in rows]
+    return Table(
+        f"Update {home.name}: macro F1 after it, and its change in points",
+        "variant",
+        columns,
+        cells,
+        ["!: the 95 % interval of the change does not hold 0", *note],
+    )
+
+
+def _change(row: Mapping[str, Any]) -> Cell:
+    sure = row["low"] > 0 or row["high"] < 0
+    detail = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+    return Cell(f"{100 * row['difference']:+.1f}", mark="!" if sure else "", detail=detail)
+
+
+def costs_table(home: pathlib.Path) -> Table:
+    """Returns what merging saves against retraining `combined`, from `costs.json`."""
+    costs = read_json(home / "costs.json")
+    priced = costs["dollars_per_device_hour"] > 0
+    columns = ["adapters", "combined", "saved", "by tokens", "padded"]
+    cells = {}
+    for row in costs["rows"]:
+        cells[row["what"]] = [
+            Cell(f"{row['device_seconds']:.1f}"),
+            Cell(f"{row['combined_device_seconds']:.1f}"),
+            Cell(f"{100 * row['measured_saving']:.1f} %"),
+            Cell(f"{100 * row['predicted_saving']:.1f} %"),
+            Cell(f"{100 * row['padded_saving']:.1f} %"),
+        ]
+        if priced:
+            cells[row["what"]] += [
+                Cell(f"{row['dollars']:.2f}"),
+                Cell(f"{row['combined_dollars']:.2f}"),
+            ]
+    return Table(
+        f"Device seconds of training, {costs['devices']} x {costs['device']}",
+        "",
+        columns + (["$ adapters", "$ combined"] if priced else []),
+        cells,
+        [
+            "saved: measured, without loading and compiling. by tokens: as token counts predict; "
+            "padded: as they do with padding. What is left, neither explains"
+        ],
+    )
+
+
+def schedule_table(home: pathlib.Path) -> Table:
+    """Returns how long setting up takes by number of devices, from `costs.json`."""
+    costs = read_json(home / "costs.json")
+    scheduled, combined = costs["scheduled_seconds"], costs["alone_seconds"]["combined"]
+    return Table(
+        f"Seconds until every language is trained, each on {costs['devices']} x {costs['device']}",
+        "languages at a time",
+        list(scheduled),
+        {
+            "adapters": [Cell(f"{seconds:.1f}") for seconds in scheduled.values()],
+            "shorter than combined": [
+                Cell(f"{100 * (1 - seconds / combined):.1f} %") for seconds in scheduled.values()
+            ],
+        },
+        [
+            "scheduled, not measured: warm steps of each training alone, times their number; "
+            f"combined: {combined:.1f}"
+        ],
+    )
+
+
+def ranks_table(home: pathlib.Path) -> Table:
+    """Returns what the chosen merge scores at smaller ranks, from `ranks.json`."""
+    rows = [row for row in read_json(home / "ranks.json")["rows"] if row["metric"] == "macro_f1"]
+    columns = list(dict.fromkeys(row["language"] for row in rows))
+    cells: dict[str, list[Cell]] = {}
+    for row in sorted(rows, key=lambda row: -(row["rank"] or math.inf)):
+        name = "folded" if row["rank"] is None else f"rank {row['rank']}"
+        kept = cells.setdefault(name, [Cell(f"{100 * row['energy']:.1f} %")])
+        kept.append(_value(row))
+    return Table(
+        f"Macro F1 of {rows[0]['recipe']} by output rank, and folded into the base",
+        "",
+        ["energy", *columns],
+        cells,
+        ["energy: share of the squared singular values that is kept"],
+    )
+
+
+def similarity_table(home: pathlib.Path) -> Table:
+    """Returns the cosines between the adapters, from `similarity.json`."""
+    found = read_json(home / "similarity.json")
+    names = found["languages"]
+    return Table(
+        "Cosine between the adapters' deltas",
+        "",
+        names,
+        {
+            name: [Cell("-" if x is None else f"{x:.2f}") for x in row]
+            for name, row in zip(names, found["cosines"], strict=True)
+        },
+    )
+
+
+def points(share: float) -> str:
+    """Returns a share in words: 0.01 is "1 point"."""
+    return f"{100 * share:g} point" + ("s" if share != 0.01 else "")
+
+
+def variant_names(home: pathlib.Path) -> dict[str, str]:
+    """Returns {variant: name to show} where they differ: which recipe `tuned` is."""
+    path = home / "tuning.json"
+    return {"tuned": f"tuned {read_json(path)['chosen']}"} if path.exists() else {}
+
+
+def _languages(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["language"] for row in rows))
+
+
+def _sizes(rows: Sequence[Mapping[str, Any]]) -> str:
+    sizes = {row["n"] for row in rows if row["language"] != "all"}
+    return f"n = {' to '.join(map(str, sorted({min(sizes), max(sizes)})))} a language"
+
+
+def _value(row: Mapping[str, Any], *, best: bool = False, mark: str = "") -> Cell:
+    return Cell(f"{row['value']:.4f}", best, mark, f"{row['low']:.3f}–{row['high']:.3f}")
+
+
+def _pivot(
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    metric: str,
+    marks: Mapping[tuple[str, str], str],
+    *,
+    best: bool = True,
+) -> dict[str, list[Cell]]:
+    """One line of cells for each name, a cell for each language."""
+    rows = [row for row in rows if row["metric"] == metric]
+    highest: dict[str, str] = {}
+    for row in rows:
+        # As shown: two rows that print alike are marked alike.
+        text = f"{row['value']:.4f}"
+        highest[row["language"]] = max(text, highest.get(row["language"], ""))
+    found: dict[str, list[Cell]] = {}
+    for row in rows:
+        name, language = row[key], row["language"]
+        top = best and f"{row['value']:.4f}" == highest[language]
+        cell = _value(row, best=top, mark=marks.get((name, language), ""))
+        found.setdefault(name, []).append(cell)
+    return found

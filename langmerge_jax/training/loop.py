@@ -1,11 +1,15 @@
 """Trains n adapters in one program over one frozen base."""
 
 import dataclasses
-import json
+import itertools
+import logging
 import math
 import pathlib
+import statistics
+import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +19,19 @@ from jax.sharding import Mesh
 from langmerge_jax.adapters import Adapter
 from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_batches
 from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.lora import LoraSpec
-from langmerge_jax.models.stacking import init_lora, split_lora, unstack
+from langmerge_jax.models.stacking import init_lora, split_lora, stack, unstack
 from langmerge_jax.parallel.mesh import Rules
 from langmerge_jax.progress import Progress
+from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.step import TrainState, learning_rate, make_optimizer, make_step
+from langmerge_jax.training.steplog import StepLog
+
+logger = logging.getLogger(__name__)
+
+STEPS, CHECKPOINTS = "steps.jsonl", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +46,7 @@ class TrainSettings:
       b1, b2, eps, weight_decay, max_grad_norm: AdamW and clipping, an adapter.
       buckets: sequence lengths a batch is padded to.
       remat: recompute activations in the backward pass.
+      checkpoint_steps: steps between two checkpoints.
       seed: of initial factors and of the order of rows.
     """
 
@@ -52,6 +64,7 @@ class TrainSettings:
     max_grad_norm: float
     buckets: tuple[int, ...]
     remat: bool
+    checkpoint_steps: int
     seed: int
 
 
@@ -60,89 +73,354 @@ def adapter_seed(name: str, seed: int) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def train(
-    base: Base,
-    data: Mapping[str, Sequence[Encoded]],
-    settings: TrainSettings,
-    log: pathlib.Path,
-) -> dict[str, Adapter]:
-    """Trains one adapter for each entry of `data`, all in one program.
-
-    An adapter with fewer rows ends earlier: its group leaves the batch. Which adapters train
-    beside it changes nothing in its result but rounding.
+class Trainer:
+    """Trains adapters over one frozen base; what was compiled for one training serves the next.
 
     Args:
       base: the frozen model.
-      data: {adapter name: its encoded rows}.
-      settings: hyper-parameters, shared by all.
-      log: jsonl file that receives one line a step: step, loss and tokens of each live adapter.
+      settings: hyper-parameters, shared by all adapters.
+    """
+
+    def __init__(self, base: Base, settings: TrainSettings):
+        self._base, self._settings = base, settings
+        self._whole = Rules().sharding(base.mesh, (), ())
+        self._tx = make_optimizer(
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+        )
+        self._programs: dict[int, Program] = {}
+
+    def train(
+        self,
+        data: Mapping[str, Sequence[Encoded]],
+        folder: pathlib.Path,
+        *,
+        start: Mapping[str, Adapter] | None = None,
+        load_seconds: float = 0.0,
+    ) -> dict[str, Adapter]:
+        """Trains one adapter for each entry of `data`, all in one program.
+
+        An adapter with fewer rows ends earlier: its group leaves the batch. Which adapters train
+        beside it changes nothing in its result but rounding.
+
+        Args:
+          data: {adapter name: its encoded rows}.
+          folder: of this training alone: receives the step log `steps.jsonl`, and checkpoints. If
+            it holds the checkpoints of a killed run, the training goes on from the newest.
+          start: adapters to go on from, of the same rank and scale, instead of fresh ones.
+          load_seconds: what was spent on loading before, for the log.
+
+        Returns:
+          {adapter name: Adapter}.
+
+        Raises:
+          FloatingPointError: if a loss is not finite.
+          InputError: if an adapter to go on from has another rank or scale.
+        """
+        names, settings, base = sorted(data), self._settings, self._base
+        state = self._fresh(names, start)
+        advance = self._advance(names, state)
+        folder.mkdir(parents=True, exist_ok=True)
+        with StepLog(folder / STEPS) as log:
+            state = run_steps(
+                f"train {', '.join(names)}",
+                state,
+                adapter_steps(data, settings),
+                max(steps_of(data, settings).values()),
+                advance,
+                log=log,
+                checkpoints=Checkpoints(folder / CHECKPOINTS, settings.checkpoint_steps),
+                load_seconds=load_seconds,
+            )
+        by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), state.lora)
+        return unstack(by_layer, names=names, scale=settings.alpha / settings.rank, base=base.name)
+
+    def time_alone(
+        self, data: Mapping[str, Sequence[Encoded]], rounds: int = 5, timed: int = 4
+    ) -> dict[str, dict[str, Any]]:
+        """Times warm steps of training each adapter on its own, and scales them by their number.
+
+        Args:
+          data: {adapter name: its encoded rows}.
+          rounds: the adapters take turns, so that a machine that is slower for a while is so for
+            all; the median over rounds counts.
+          timed: steps of each length in a round.
+
+        Returns:
+          {adapter name: {seconds: of the whole training, as scaled; steps: {length: number};
+          seconds_a_step: {length: median}}}.
+        """
+        steps: dict[str, dict[int, list[Step]]] = {name: {} for name in data}
+        for name, rows in data.items():
+            for step in adapter_steps({name: rows}, self._settings):
+                steps[name].setdefault(step.length, []).append(step)
+        states = {name: self._fresh([name], None) for name in data}
+        advances = {name: self._advance([name], states[name]) for name in data}
+        seconds: dict[tuple[str, int], list[float]] = {}
+        for turn in range(rounds + 1):
+            for name, by_length in steps.items():
+                for length, some in by_length.items():
+                    start = time.monotonic()
+                    for number in range(timed):
+                        step = some[number % len(some)]
+                        states[name], loss, _ = advances[name](states[name], step)
+                        loss.block_until_ready()
+                    if turn:  # The first is to warm up.
+                        spent = (time.monotonic() - start) / timed
+                        seconds.setdefault((name, length), []).append(spent)
+        found = {}
+        for name, by_length in steps.items():
+            counts = {length: len(some) for length, some in by_length.items()}
+            medians = {length: statistics.median(seconds[name, length]) for length in counts}
+            found[name] = {
+                "seconds": sum(counts[length] * medians[length] for length in counts),
+                "steps": counts,
+                "seconds_a_step": medians,
+            }
+        return found
+
+    def _fresh(self, names: Sequence[str], start: Mapping[str, Adapter] | None) -> TrainState:
+        settings, base = self._settings, self._base
+        spec = LoraSpec(len(names), settings.rank, settings.targets)
+        if start:
+            _check_same_shape(start, settings)
+            lora = stack({n: start[n] for n in names}, base.config, spec, base.dtype, scaled=False)
+            lora = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
+        else:
+            lora = init_lora(base.config, spec, [adapter_seed(n, settings.seed) for n in names])
+        return jax.device_put(TrainState(lora, jax.vmap(self._tx.init)(lora)), self._whole)
+
+    def _advance(self, names: Sequence[str], state: TrainState) -> Callable:
+        """Returns (state, step) -> (state, loss [g], seconds spent on compiling)."""
+        settings, base, rules = self._settings, self._base, Rules()
+        program = self._program(len(names), state)
+        scale = self._put(np.full(len(names), settings.alpha / settings.rank))
+
+        def advance(state: TrainState, step: Step) -> tuple[TrainState, jax.Array, float]:
+            live = [names.index(name) for name in step.names]
+            rates = np.zeros(len(names))
+            rates[live] = step.rates
+            (state, loss), compiling = program(
+                (step.arrays["tokens"].shape, step.arrays["target"].shape),
+                state,
+                base.params,
+                place(step.arrays, base.mesh, rules),
+                self._put(live, np.int32),
+                scale,
+                self._put(rates),
+            )
+            return state, loss, compiling
+
+        return advance
+
+    def _put(self, values, dtype=np.float32) -> jax.Array:
+        return jax.device_put(np.asarray(values, dtype), self._whole)
+
+    def _program(self, n: int, state: TrainState) -> "Program":
+        if n not in self._programs:
+            settings = self._settings
+            spec = LoraSpec(n, settings.rank, settings.targets)
+            graph, _ = split_lora(self._base.config, spec, self._base.dtype, settings.remat)
+            placed = jax.tree.map(lambda _: self._whole, state)
+            self._programs[n] = Program(
+                make_step(graph, self._tx), donate=(0,), out_shardings=(placed, self._whole)
+            )
+        return self._programs[n]
+
+
+def _check_same_shape(start: Mapping[str, Adapter], settings: TrainSettings) -> None:
+    scale = settings.alpha / settings.rank
+    for name, adapter in start.items():
+        for module, factors in adapter.modules.items():
+            if factors.rank != settings.rank or not math.isclose(factors.scale, scale):
+                raise InputError(
+                    f"adapter {name!r}: {module} has rank {factors.rank} and scale "
+                    f"{factors.scale:g}, the config's are {settings.rank} and {scale:g}; an "
+                    "adapter of another shape cannot be trained further, train it anew"
+                )
+
+
+class Program:
+    """A function compiled once for each shape of its arguments, which says how long that took.
+
+    Args:
+      function: to be compiled.
+      donate: places of the arguments whose memory it may take over.
+      out_shardings: of what it returns.
+    """
+
+    def __init__(self, function: Callable, *, donate: tuple[int, ...], out_shardings: Any):
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+        self._compiled: dict[Hashable, Callable] = {}
+
+    def __call__(self, shape: Hashable, *args: Any) -> tuple[Any, float]:
+        """Returns what the function does, and the seconds spent on compiling it.
+
+        Args:
+          shape: stands for the shapes of all arguments.
+          *args: of the function.
+        """
+        seconds = 0.0
+        if shape not in self._compiled:
+            start = time.monotonic()
+            self._compiled[shape] = self._jitted.lower(*args).compile()
+            seconds = time.monotonic() - start
+        return self._compiled[shape](*args), seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step works on.
+
+    Attributes:
+      names: of the adapters, one a group.
+      rates: their learning rates.
+      length: tokens a row, padding counted.
+      arrays: of `data.batching.pad`.
+      tokens: {adapter: real tokens}.
+    """
+
+    names: list[str]
+    rates: list[float]
+    length: int
+    arrays: dict[str, np.ndarray]
+    tokens: dict[str, int]
+
+
+def steps_of(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> dict[str, int]:
+    """Returns how many steps each adapter is trained, in the order of the names."""
+    return {
+        name: steps_per_epoch(len(data[name]), settings.batch_size) * settings.epochs
+        for name in sorted(data)
+    }
+
+
+def adapter_steps(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> Iterator[Step]:
+    """Yields the steps that train one adapter for each entry of `data` side by side."""
+    rows, answers = settings.batch_size, max(len(e.answer) for d in data.values() for e in d)
+    total = steps_of(data, settings)
+    streams = {
+        n: training_batches(data[n], rows=rows, epochs=settings.epochs, seed=settings.seed, name=n)
+        for n in total
+    }
+    for number in range(max(total.values())):
+        live = [n for n in total if number < total[n]]
+        groups = [next(streams[n]) for n in live]
+        length = bucket(max(len(e) for group in groups for e in group), settings.buckets)
+        yield Step(
+            live,
+            [
+                learning_rate(number, total[n], peak=settings.learning_rate, warmup=settings.warmup)
+                for n in live
+            ],
+            length,
+            pad(groups, length, answers, rows),
+            {n: sum(map(len, group)) for n, group in zip(live, groups, strict=True)},
+        )
+
+
+def run_steps(
+    what: str,
+    state: Any,
+    steps: Iterator[Step],
+    total: int,
+    advance: Callable[[Any, Step], tuple[Any, jax.Array, float]],
+    *,
+    log: StepLog,
+    checkpoints: Checkpoints,
+    load_seconds: float = 0.0,
+) -> Any:
+    """Takes all steps of a training, from its newest checkpoint if it has one.
+
+    Args:
+      what: a few words for the progress display.
+      state: what a fresh training starts from.
+      steps: all of them, from the first.
+      total: how many.
+      advance: (state, step) -> (state, loss [g], seconds spent on compiling).
+      log: receives a line a step.
+      checkpoints: where the state is kept meanwhile; removed at the end by the caller, once the
+        result is safe.
+      load_seconds: what was spent on loading before, for the log.
 
     Returns:
-      {adapter name: Adapter}.
+      The last state.
 
     Raises:
       FloatingPointError: if a loss is not finite.
     """
-    names = sorted(data)
-    spec = LoraSpec(len(names), settings.rank, settings.targets)
-    graph, _ = split_lora(base.config, spec, base.dtype, settings.remat)
-    tx = make_optimizer(
-        b1=settings.b1,
-        b2=settings.b2,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
+    done, state = checkpoints.restore(state)
+    devices = jax.tree.leaves(state)[0].sharding.device_set
+    log.write(
+        "start",
+        seconds=load_seconds,
+        step=done,
+        device=next(iter(devices)).device_kind,
+        devices=len(devices),
     )
-    lora = init_lora(base.config, spec, [adapter_seed(n, settings.seed) for n in names])
-    state = TrainState(lora, jax.vmap(tx.init)(lora))
-    rules = Rules()
-    whole = rules.sharding(base.mesh, (), ())
-    placed = jax.tree.map(lambda _: whole, state)
-    state = jax.device_put(state, placed)
-    step = jax.jit(make_step(graph, tx), donate_argnums=0, out_shardings=(placed, whole))
-
-    total = [steps_per_epoch(len(data[n]), settings.batch_size) * settings.epochs for n in names]
-    streams = [
-        training_batches(
-            data[n],
-            rows=settings.batch_size,
-            epochs=settings.epochs,
-            seed=settings.seed,
-            name=n,
-        )
-        for n in names
-    ]
-    answers = max(len(e.answer) for rows in data.values() for e in rows)
-    scale = jnp.full(len(names), settings.alpha / settings.rank, jnp.float32)
-    what = f"train {', '.join(names)}"
-    with log.open("w", encoding="utf-8") as lines, Progress(what, max(total), "step") as progress:
+    if done:
+        logger.info("%s: goes on after step %d of %d", what, done, total)
+    clock = _Clock()
+    with Progress(what, total, "step", done) as progress:
         pending = None
-        for number in range(max(total)):
-            live = [i for i in range(len(names)) if number < total[i]]
-            groups = [next(streams[i]) for i in live]
-            length = bucket(max(len(e) for g in groups for e in g), settings.buckets)
-            batch = pad(groups, length, answers, settings.batch_size)
-            rates = [
-                learning_rate(number, t, peak=settings.learning_rate, warmup=settings.warmup)
-                if number < t
-                else 0.0
-                for t in total
-            ]
-            state, loss = step(
-                state,
-                base.params,
-                place(batch, base.mesh, rules),
-                jnp.asarray(live),
-                scale,
-                jnp.asarray(rates, jnp.float32),
-            )
+        for number, step in enumerate(itertools.islice(steps, done, None), done):
+            state, loss, compiling = advance(state, step)
+            if compiling:
+                clock.leave_out(compiling)
+                log.write("compile", seconds=compiling, length=step.length, groups=len(step.names))
             # One step behind, so that reading the loss does not hold the device up.
-            if pending is not None:
-                progress.update(loss=_record(lines, *pending))
-            pending = (number, [names[i] for i in live], loss, [sum(map(len, g)) for g in groups])
-        progress.update(loss=_record(lines, *pending))
-    by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), state.lora)
-    return unstack(by_layer, names=names, scale=settings.alpha / settings.rank, base=base.name)
+            if pending:
+                progress.update(loss=_record(log, clock, *pending))
+            pending = (number, step, loss)
+            # Also at the end: what is made of the state may take long, or be killed.
+            if checkpoints.due(number + 1) or number + 1 == total:
+                progress.update(loss=_record(log, clock, *pending))
+                pending = None
+                start = time.monotonic()
+                checkpoints.save(number + 1, state)
+                clock.leave_out(seconds := time.monotonic() - start)
+                log.write("checkpoint", seconds=seconds, step=number + 1)
+    checkpoints.close()
+    return state
+
+
+class _Clock:
+    """Seconds between one step and the next, less what was left out."""
+
+    def __init__(self):
+        self._last, self._out = time.monotonic(), 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        self._out += seconds
+
+    def lap(self) -> float:
+        now = time.monotonic()
+        seconds = now - self._last - self._out
+        self._last, self._out = now, 0.0
+        return seconds
+
+
+def _record(log: StepLog, clock: _Clock, number: int, step: Step, loss: jax.Array) -> float:
+    """Writes one line of the step log and returns the mean loss."""
+    values = np.asarray(loss).tolist()
+    for name, value in zip(step.names, values, strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss of adapter {name!r} is {value} at step {number}; "
+                "lower the learning rate or look at its rows"
+            )
+    log.write(
+        "step",
+        step=number,
+        seconds=clock.lap(),
+        loss=dict(zip(step.names, values, strict=True)),
+        tokens=step.tokens,
+        slots=step.arrays["tokens"].size,
+    )
+    return sum(values) / len(values)
 
 
 def place(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: Rules) -> dict[str, jax.Array]:
@@ -152,21 +430,3 @@ def place(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: Rules) -> dict[str
         axes = ("groups", "rows", *(None,) * (value.ndim - 2))
         placed[name] = jax.device_put(value, rules.sharding(mesh, axes, value.shape))
     return placed
-
-
-def _record(lines, number: int, names: list[str], loss: jax.Array, tokens: list[int]) -> float:
-    """Writes one line of the step log and returns the mean loss."""
-    values = np.asarray(loss).tolist()
-    for name, value in zip(names, values, strict=True):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss of adapter {name!r} is {value} at step {number}; "
-                "lower the learning rate or look at its rows"
-            )
-    line = {
-        "step": number,
-        "loss": dict(zip(names, values, strict=True)),
-        "tokens": dict(zip(names, tokens, strict=True)),
-    }
-    lines.write(json.dumps(line) + "\n")
-    return sum(values) / len(values)

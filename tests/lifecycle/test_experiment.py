@@ -1,10 +1,7 @@
 """The whole road, tiny: data, base, adapters, merges, scores, and again."""
 
 import json
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,37 +9,27 @@ import pytest
 from langmerge_jax.adapters import load_adapter
 from langmerge_jax.demo.corpus import VERDICTS
 from langmerge_jax.demo.grammar import LANGUAGES
+from langmerge_jax.files import read_jsonl
+from langmerge_jax.training.steplog import ledger, read_log
+from tests.doors import door
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = ("ties", "ties_knots", "dare_ties", "dare_ties_knots")
-
-
-def door(name, workdir, *flags, config="tests/tiny.py"):
-    command = [sys.executable, "-m", f"langmerge_jax.{name}", f"--config={config}"]
-    return subprocess.run(
-        [*command, f"--workdir={workdir}", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A finished run and what it printed."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    result = door("experiment", workdir)
-    assert result.returncode == 0, result.stderr
-    return workdir, result
 
 
 def test_scores_hold_every_variant_language_and_metric_with_n(finished):
     workdir, _ = finished
     scores = json.loads((workdir / "scores.json").read_text())
     merges = [f"{method}@{density}" for method in RECIPES for density in ("1.0", "0.5")]
-    variants = {"base", "combined", "individual", "linear", "peft/linear", "tuned", *merges}
+    variants = {
+        "base",
+        "combined",
+        "individual",
+        "routed",
+        "linear",
+        "peft/linear",
+        "tuned",
+        *merges,
+    }
     cells = {(r["variant"], r["language"], r["metric"]): r for r in scores}
     assert len(cells) == len(scores) == len(variants) * 4 * 3
     assert {variant for variant, *_ in cells} == variants
@@ -52,6 +39,8 @@ def test_scores_hold_every_variant_language_and_metric_with_n(finished):
             assert cells[variant, "all", metric]["value"] == pytest.approx(np.mean(values))
             assert cells[variant, "all", metric]["n"] == 120
             assert all(0 <= value <= 1 for value in values)
+            for row in (cells[variant, x, metric] for x in ("en", "ja", "fr", "all")):
+                assert 0 <= row["low"] <= row["value"] + 1e-9 <= row["high"] + 2e-9 <= 1 + 3e-9
 
 
 def test_dare_at_density_one_predicts_what_ties_predicts_to_the_last_digit(finished):
@@ -67,12 +56,13 @@ def test_dare_at_density_one_predicts_what_ties_predicts_to_the_last_digit(finis
 
 def test_the_table_fits_80_columns_and_stands_in_all_three_files(finished):
     workdir, result = finished
-    *table, place = result.stdout.splitlines()
+    *table, place, report = result.stdout.splitlines()
     assert max(map(len, table)) <= 80
     assert place == f"results: {workdir}"
+    assert report == f"report: {workdir / 'report.html'}"
     markdown = (workdir / "scores.md").read_text()
     rows = (workdir / "scores.csv").read_text().splitlines()
-    assert rows[0] == "variant,language,metric,value,n"
+    assert rows[0] == "variant,language,metric,value,n,low,high"
     scores = json.loads((workdir / "scores.json").read_text())
     assert len(rows) == 1 + len(scores)
     for name in ("base", "individual", "dare_ties_knots@0.5", "char n-gram"):
@@ -97,7 +87,7 @@ def test_individual_scores_are_the_diagonal_of_the_matrix(finished):
 def test_the_tuned_row_is_the_best_that_was_tried(finished):
     tuning = json.loads((finished[0] / "tuning.json").read_text())
     tried = tuning["macro_f1_on_validation"]
-    assert set(tried) == {"ties@0.5", "ties@0.5*2.0", "ties_knots@0.5", "ties_knots@0.5*2.0"}
+    assert set(tried) == {f"ties_knots@{x}" for x in ("1.0", "1.0*2.0", "0.5", "0.5*2.0")}
     assert tried[tuning["chosen"]] == max(tried.values())
 
 
@@ -116,6 +106,46 @@ def test_the_corpus_shares_no_text_between_splits(finished):
         space = LANGUAGES[language].space
         assert not raw & {text + space + ending for text in texts for ending in endings}
         assert not raw & set(texts)
+
+
+def test_routed_rows_are_those_of_the_adapter_they_were_sent_to(finished):
+    workdir, _ = finished
+    for language in ("en", "ja", "fr"):
+        routed = read_jsonl(workdir / "predictions" / "routed" / f"{language}.jsonl")
+        for i, row in enumerate(routed):
+            to = (
+                workdir / "predictions" / f"individual-{row.pop('routed_to')}" / f"{language}.jsonl"
+            )
+            assert read_jsonl(to)[i] == row
+    accuracy = json.loads((workdir / "routing.json").read_text())
+    # Three scripts' worth of characters apart: even 32 rows a language tell them.
+    assert min(accuracy.values()) > 0.9
+
+
+def test_every_variant_is_compared_with_combined(finished):
+    rows = json.loads((finished[0] / "comparisons.json").read_text())
+    by_variant = {}
+    for row in rows:
+        by_variant.setdefault(row["variant"], []).append(row)
+        assert row["low"] <= row["difference"] + 1e-9 <= row["high"] + 2e-9
+        assert row["verdict"] in ("on par", "worse", "undecided")
+        assert (row["p_par_holm"] is None) == (row["variant"] in ("individual", "routed"))
+        assert (row["deciding_n"] is None) == (row["verdict"] != "undecided")
+    assert {r["language"] for r in by_variant["ties@1.0"]} == {"en", "ja", "fr", "all"}
+
+
+def test_the_cost_table_adds_up_from_the_step_logs(finished):
+    workdir, result = finished
+    costs = json.loads((workdir / "costs.json").read_text())
+    found = {row["what"]: row for row in costs["rows"]}
+    assert list(found) == ["set up", "update en", "update en-warm", "update es"]
+    assert found["set up"]["predicted_saving"] == 0
+    # 64 of 128 rows, 32 + 6 of 128, 32 of 128: by tokens, about as by rows.
+    for what, share in (("update en", 1 / 2), ("update en-warm", 0.7), ("update es", 3 / 4)):
+        assert found[what]["predicted_saving"] == pytest.approx(share, abs=0.08)
+        assert f"\n{what}" in result.stdout
+    for path in workdir.glob("training/*/ledger.json"):
+        assert json.loads(path.read_text()) == ledger(read_log(path.parent / "steps.jsonl"), 0.0)
 
 
 def test_what_comes_out_loads_in_transformers_and_peft(finished):
@@ -185,6 +215,18 @@ def test_an_experiment_goes_on_at_the_merges(finished, tmp_path):
     result = door("experiment", workdir)
     assert result.returncode == 0, result.stderr
     assert (workdir / "scores.json").read_text() == (finished[0] / "scores.json").read_text()
+
+
+def test_what_is_merged_and_compared_may_change_in_a_workdir(finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "tiny")
+    flags = ("--config.merge.recipes=('ties_knots@0.7',)", "--config.evaluate.margin=0.05")
+    result = door("evaluate", workdir, *flags)
+    assert result.returncode == 0, result.stderr
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["merge"]["recipes"] == ["ties_knots@0.7"]
+    comparisons = json.loads((workdir / "comparisons.json").read_text())
+    assert {row["variant"] for row in comparisons} >= {"ties_knots@0.7", "routed"}
+    assert {row["margin"] for row in comparisons} == {0.05}
 
 
 def test_a_workdir_of_another_config_is_refused_untouched(finished):

@@ -1,7 +1,6 @@
 """Training gives what PEFT and torch give, and each adapter what it would get alone."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -15,8 +14,9 @@ from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.models.lora import LoraSpec
 from langmerge_jax.models.stacking import init_lora
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import TrainSettings, adapter_seed, train
+from langmerge_jax.training.loop import STEPS, Trainer, TrainSettings, adapter_seed
 from langmerge_jax.training.step import learning_rate
+from langmerge_jax.training.steplog import read_log
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SETTINGS = TrainSettings(
@@ -34,6 +34,7 @@ SETTINGS = TrainSettings(
     max_grad_norm=0.5,
     buckets=(16, 32),
     remat=False,
+    checkpoint_steps=2,
     seed=3,
 )
 
@@ -63,9 +64,9 @@ def test_training_equals_torch_and_peft(remat, tiny_config, make_base, tmp_path)
     base = load_base(str(directory), mesh=make_mesh())
     data = rows(tiny_config, 10, seed=0)
     fresh = dataclasses.replace(SETTINGS, learning_rate=0.0, weight_decay=0.0, epochs=1)
-    start = train(base, {"en": data}, fresh, tmp_path / "log.jsonl")["en"]
+    start = Trainer(base, fresh).train({"en": data}, tmp_path / "none")["en"]
     settings = dataclasses.replace(SETTINGS, remat=remat)
-    found = train(base, {"en": data}, settings, tmp_path / "log.jsonl")["en"]
+    found = Trainer(base, settings).train({"en": data}, tmp_path / "log")["en"]
 
     save_adapter(tmp_path / "start", start)
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
@@ -108,17 +109,17 @@ def test_adapters_trained_together_equal_each_trained_alone(tiny_config, make_ba
             "ja": rows(tiny_config, 16, seed=2),
             "de": rows(tiny_config, 9, seed=3),
         }
-        together = train(base, data, SETTINGS, tmp_path / "log.jsonl")
+        together = Trainer(base, SETTINGS).train(data, tmp_path / "log")
         for name, own in data.items():
-            alone = train(base, {name: own}, SETTINGS, tmp_path / "alone.jsonl")[name]
+            alone = Trainer(base, SETTINGS).train({name: own}, tmp_path / name)[name]
             assert_same(together[name], alone, atol=1e-6)
 
 
 def test_the_step_log_names_loss_and_tokens_of_every_live_adapter(tiny_config, make_base, tmp_path):
     base = load_base(str(make_base(tiny_config)), mesh=make_mesh())
     data = {"en": rows(tiny_config, 4, seed=1), "ja": rows(tiny_config, 8, seed=2)}
-    train(base, data, SETTINGS, tmp_path / "log.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    Trainer(base, SETTINGS).train(data, tmp_path / "log")
+    lines = [line for line in read_log(tmp_path / "log" / STEPS) if line["event"] == "step"]
     assert [sorted(line["loss"]) for line in lines] == [["en", "ja"]] * 2 + [["ja"]] * 2
     seen = sum(line["tokens"]["ja"] for line in lines)
     assert seen == SETTINGS.epochs * sum(map(len, data["ja"]))
@@ -129,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, make_base, tmp_pat
     data = {"en": rows(tiny_config, 16, seed=1)}
     wild = dataclasses.replace(SETTINGS, learning_rate=1e30, max_grad_norm=1e30)
     with pytest.raises(FloatingPointError, match="adapter 'en' is nan at step"):
-        train(base, data, wild, tmp_path / "log.jsonl")
+        Trainer(base, wild).train(data, tmp_path / "log")
 
 
 def test_fresh_adapters_start_as_peft_starts_them(tiny_config):

@@ -1,0 +1,109 @@
+"""The record of a training run, a JSON value a line, and what it says the run cost."""
+
+import json
+import os
+import pathlib
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class StepLog:
+    """Appends to the record of one training run, over all attempts to finish it.
+
+    Lines have an `event`:
+      start       attempt, step it starts from, device, devices, and seconds of loading before it
+      compile     seconds, and which shape was compiled
+      checkpoint  seconds the training stood still for it, and steps done
+      step        number, seconds, and for each adapter loss and tokens; `slots` are the tokens the
+                  device worked on, padding counted
+      end         seconds from start to end
+
+    Args:
+      path: of the file; lines that are there stay, but for one that was cut off.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        earlier = read_log(path) if path.exists() else []
+        self.attempt = sum(line["event"] == "start" for line in earlier)
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._start = time.monotonic()
+
+    def __enter__(self) -> "StepLog":
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None:
+            self.write("end", seconds=time.monotonic() - self._start)
+        self._file.close()
+
+    def write(self, event: str, **values: Any) -> None:
+        """Appends one line; it is in the file when this returns."""
+        self._file.write(json.dumps({"event": event, "attempt": self.attempt, **values}) + "\n")
+
+
+def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of a record; one that was cut off at the end is left out."""
+    whole = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in whole[: whole.rfind("\n") + 1].splitlines()]
+
+
+def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -> dict[str, Any]:
+    """Adds up what a training run cost.
+
+    Device seconds count all steps, also those done twice because a run was killed between two
+    checkpoints. What is done once whatever the number of steps, loading and compiling, is counted
+    apart: it vanishes beside a long training and would hide what is measured beside a short one.
+
+    Args:
+      lines: of the record.
+      dollars_per_device_hour: price of one device; device seconds, compile and load time cost it.
+
+    Returns:
+      adapters: names; steps: done in the end; repeated_steps; attempts; device, devices;
+      load_seconds, compile_seconds, checkpoint_seconds, step_seconds, by the clock, and
+      wall_seconds, their sum;
+      device_seconds: step_seconds times devices; tokens: {adapter: real tokens}; slots: tokens
+      with padding; dollars.
+    """
+    lines = list(lines)
+    by_event: dict[str, list] = {}
+    for line in lines:
+        by_event.setdefault(line["event"], []).append(line)
+    starts, steps = by_event["start"], by_event.get("step", [])
+
+    def seconds(event: str) -> float:
+        return sum(line["seconds"] for line in by_event.get(event, []))
+
+    # The last attempt at a step is the one that counts towards the result.
+    final = {line["step"]: line for line in steps}
+    tokens: dict[str, int] = {}
+    for line in final.values():
+        for name, count in line["tokens"].items():
+            tokens[name] = tokens.get(name, 0) + count
+
+    def device_seconds(event: str) -> float:
+        found = by_event.get(event, [])
+        return sum(line["seconds"] * starts[line["attempt"]]["devices"] for line in found)
+
+    return {
+        "adapters": sorted(tokens),
+        "steps": len(final),
+        "repeated_steps": len(steps) - len(final),
+        "attempts": len(starts),
+        "device": starts[-1]["device"],
+        "devices": starts[-1]["devices"],
+        "load_seconds": seconds("start"),
+        "compile_seconds": seconds("compile"),
+        "checkpoint_seconds": seconds("checkpoint"),
+        "step_seconds": seconds("step"),
+        "wall_seconds": sum(map(seconds, ("start", "compile", "checkpoint", "step"))),
+        "device_seconds": device_seconds("step"),
+        "tokens": tokens,
+        "slots": sum(line["slots"] for line in final.values()),
+        "dollars": sum(map(device_seconds, ("step", "start", "compile")))
+        / 3600
+        * dollars_per_device_hour,
+    }

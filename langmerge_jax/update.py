@@ -1,0 +1,52 @@
+"""Gives one language more rows, or adds a language: trains its adapter alone and merges again.
+
+  python -m langmerge_jax.update --config=configs/mine.py --language=en --data=data/en/new.jsonl
+  python -m langmerge_jax.update --config=configs/mine.py --language=es
+
+Needs a workdir whose adapters are trained and evaluated. Results lie under updates/<language>:
+the new adapter, the new merge, predictions, and changes.json with the change of every language.
+"""
+
+from absl import flags
+
+from langmerge_jax import cli
+from langmerge_jax.errors import InputError
+
+cli.define_flags()
+_LANGUAGE = flags.DEFINE_string("language", None, "Language that changes or joins.")
+_DATA = flags.DEFINE_string(
+    "data",
+    None,
+    "New rows: a jsonl file, or a pattern with {language} and {split}. A language that joins is "
+    "read from config.data.path by default.",
+)
+_WARM_START = flags.DEFINE_float(
+    "warm_start",
+    None,
+    "Train the live adapter further, on the new rows and this share of as many old ones, instead "
+    "of a new adapter on all rows. The usual share is 0.2.",
+    lower_bound=0.0,
+)
+
+
+def main() -> None:
+    config, workdir = cli.config_and_workdir()
+    if _LANGUAGE.value is None:
+        raise InputError("--language is missing; name the one that changes or joins")
+    # Imported here, so that --help and bad flags are answered at once.
+    from langmerge_jax.lifecycle.costs import write_costs
+    from langmerge_jax.lifecycle.run import Run
+    from langmerge_jax.lifecycle.update import UpdatedRun, update
+    from langmerge_jax.reporting.tables import changes_table, costs_table
+
+    run = Run(config, workdir)
+    change = UpdatedRun(run, _LANGUAGE.value, _DATA.value, _WARM_START.value)
+    update(run, change, combined=config.updates.combined)
+    print(changes_table(change.home).text())
+    if write_costs(run, alone=False):
+        print(costs_table(run.home).text())
+    print(f"results: {change.home}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,145 @@
+"""A killed training goes on where it stood and ends as if it had not been killed."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from langmerge_jax.errors import InputError
+from langmerge_jax.models.checkpoint import load_base
+from langmerge_jax.parallel.mesh import make_mesh
+from langmerge_jax.training import loop
+from langmerge_jax.training.checkpoint import Checkpoints
+from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Trainer
+from langmerge_jax.training.steplog import StepLog, ledger, read_log
+from tests.training.test_train_step import SETTINGS, rows
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def base(tiny_config, make_base):
+    return load_base(str(make_base(tiny_config)), mesh=make_mesh())
+
+
+@pytest.fixture(scope="module")
+def trainer(base):
+    """One for all tests, so that each program is compiled once."""
+    return Trainer(base, SETTINGS)
+
+
+@pytest.mark.parametrize("when", [1, 2, 5, 7])
+def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_path, monkeypatch):
+    data = {"en": rows(tiny_config, 8, seed=1), "ja": rows(tiny_config, 16, seed=2)}
+    whole = trainer.train(data, tmp_path / "whole")
+
+    record, seen = loop._record, []
+
+    def killing(*args):
+        if len(seen) == when:
+            raise Killed
+        seen.append(args)
+        return record(*args)
+
+    opened = []
+
+    def opening(*args):
+        opened.append(Checkpoints(*args))
+        return opened[-1]
+
+    monkeypatch.setattr(loop, "_record", killing)
+    monkeypatch.setattr(loop, "Checkpoints", opening)
+    with pytest.raises(Killed):
+        trainer.train(data, tmp_path / "cut")
+    # Unlike a killed process, this one still writes.
+    opened[0].close()
+    monkeypatch.setattr(loop, "_record", record)
+    found = trainer.train(data, tmp_path / "cut")
+    for name, adapter in whole.items():
+        for module, factors in adapter.modules.items():
+            np.testing.assert_array_equal(found[name].modules[module].a, factors.a)
+            np.testing.assert_array_equal(found[name].modules[module].b, factors.b)
+
+    cost = ledger(read_log(tmp_path / "cut" / STEPS), 0)
+    once = ledger(read_log(tmp_path / "whole" / STEPS), 0)
+    assert (cost["attempts"], once["attempts"]) == (2, 1)
+    assert cost["steps"] == once["steps"] == 8
+    assert cost["tokens"] == once["tokens"]
+    assert once["repeated_steps"] == 0
+    assert cost["repeated_steps"] <= SETTINGS.checkpoint_steps
+
+
+def test_checkpoints_hold_what_was_saved_and_the_newest_two_stay(tmp_path):
+    state = {"a": jax.numpy.arange(3.0), "b": [jax.numpy.ones((2, 2), jax.numpy.int32)]}
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, every=1)
+    assert checkpoints.restore(state)[0] == 0
+    for done in (1, 2, 3):
+        checkpoints.save(done, jax.tree.map(lambda x, by=done: x + by, state))
+    checkpoints.close()
+    done, found = Checkpoints(tmp_path / CHECKPOINTS, every=1).restore(state)
+    assert done == 3
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x + 3, y), state, found)
+    names = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
+    assert names == ["2", "3"]
+
+
+def test_training_goes_on_from_an_adapter(base, trainer, tiny_config, tmp_path):
+    data = {"en": rows(tiny_config, 8, seed=1)}
+    first = trainer.train(data, tmp_path / "first")
+    still = dataclasses.replace(SETTINGS, learning_rate=0.0, weight_decay=0.0)
+    same = Trainer(base, still).train(data, tmp_path / "second", start=first)
+    for module, factors in first["en"].modules.items():
+        np.testing.assert_array_equal(same["en"].modules[module].b, factors.b)
+        np.testing.assert_array_equal(same["en"].modules[module].a, factors.a)
+
+
+def test_an_adapter_of_another_scale_is_not_trained_further(trainer, tiny_config, tmp_path):
+    data = {"en": rows(tiny_config, 8, seed=1)}
+    first = trainer.train(data, tmp_path / "first")["en"]
+    modules = {m: dataclasses.replace(f, scale=f.scale / 2) for m, f in first.modules.items()}
+    other = dataclasses.replace(first, modules=modules)
+    with pytest.raises(InputError, match=r"adapter 'en': .* has rank 4 and scale 1, the config"):
+        trainer.train(data, tmp_path / "second", start={"en": other})
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_log_cut_in_its_first_line_starts_anew(tmp_path):
+    (tmp_path / "log").write_text('{"event": "st')
+    with StepLog(tmp_path / "log") as log:
+        log.write("start", seconds=0.0, step=0, device="cpu", devices=1)
+    assert [line["event"] for line in read_log(tmp_path / "log")] == ["start", "end"]
+
+
+def test_ledger_by_hand(tmp_path):
+    with StepLog(tmp_path / "log") as log:
+        log.write("start", seconds=2.0, step=0, device="cpu", devices=2)
+        log.write("compile", seconds=1.0, length=16, groups=2)
+        for step in (0, 1):
+            log.write("step", step=step, seconds=0.5, loss={}, tokens={"en": 10, "de": 5}, slots=20)
+    with (tmp_path / "log").open("a") as file:
+        file.write('{"event": "st')
+    with StepLog(tmp_path / "log") as log:
+        log.write("start", seconds=0.0, step=1, device="cpu", devices=4)
+        log.write("step", step=1, seconds=0.25, loss={}, tokens={"en": 10, "de": 5}, slots=20)
+        log.write("step", step=2, seconds=0.25, loss={}, tokens={"en": 7}, slots=10)
+    assert ledger(read_log(tmp_path / "log"), dollars_per_device_hour=3600.0) == {
+        "adapters": ["de", "en"],
+        "steps": 3,
+        "repeated_steps": 1,
+        "attempts": 2,
+        "device": "cpu",
+        "devices": 4,
+        "load_seconds": 2.0,
+        "compile_seconds": 1.0,
+        "checkpoint_seconds": 0,
+        "step_seconds": 1.5,
+        "wall_seconds": 4.5,
+        "device_seconds": 4.0,
+        "tokens": {"en": 27, "de": 10},
+        "slots": 50,
+        # 4 device seconds of steps, and 3 seconds of loading and compiling on 2 devices.
+        "dollars": 10.0,
+    }
