@@ -38,7 +38,6 @@ def trial(workdir: pathlib.Path, undisturbed: pathlib.Path, rng: random.Random) 
     """Kills one experiment at every moment; returns what came of it."""
     kills = killing.kill_at(workdir, list(killing.MOMENTS), rng, _LONGEST.value)
     finish(workdir)
-    interval = killing.checkpoint_steps(workdir)
     trainings = killing.repeated(workdir, undisturbed)
     return {
         "kills": kills,
@@ -46,9 +45,7 @@ def trial(workdir: pathlib.Path, undisturbed: pathlib.Path, rng: random.Random) 
         "attempts_at_trainings": sum(x["attempts"] for x in trainings),
         "steps": sum(x["steps"] for x in trainings),
         "repeated_steps": sum(x["repeated_steps"] for x in trainings),
-        "more_than_an_interval": [
-            x for x in trainings if x["repeated_steps"] > interval * (x["attempts"] - 1)
-        ],
+        "more_than_an_interval": [x for x in trainings if x["repeated_steps"] > x["allowed"]],
         "left_over": killing.left_over(workdir),
     }
 

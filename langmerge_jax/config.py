@@ -83,7 +83,7 @@ def default() -> ml_collections.ConfigDict:
     # Sequence lengths a batch is padded to; each one used is compiled once.
     config.train.buckets = (128, 512, 2048, 8196)
     config.train.remat = True
-    # A killed training goes on from its newest checkpoint.
+    # A killed training goes on from its newest checkpoint and does at most so many steps again.
     config.train.checkpoint_steps = 200
     config.train.seed = 0
 

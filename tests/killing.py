@@ -87,30 +87,28 @@ def differing(workdir: pathlib.Path, other: pathlib.Path) -> list[str]:
 
 
 def repeated(workdir: pathlib.Path, undisturbed: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns what each training of a finished run did twice.
+    """Returns what each training of a finished run did twice, and what it may have: `allowed`.
 
     Raises:
       AssertionError: if one ended with other steps or tokens than in the undisturbed run.
     """
+    config = json.loads((workdir / "config.json").read_text())
     found = []
     for path in sorted(workdir.glob("training/**/steps.jsonl")):
         cost = ledger(read_log(path), 0)
         once = ledger(read_log(undisturbed / path.relative_to(workdir)), 0)
         assert (cost["steps"], cost["tokens"]) == (once["steps"], once["tokens"]), path
+        name = str(path.parent.relative_to(workdir / "training"))
+        settings = config["demo"]["base"] if name.startswith("base-") else config["train"]
         found.append(
             {
-                "training": str(path.parent.relative_to(workdir / "training")),
+                "training": name,
                 **{key: cost[key] for key in ("steps", "attempts", "repeated_steps")},
+                # One interval for each kill.
+                "allowed": settings["checkpoint_steps"] * (cost["attempts"] - 1),
             }
         )
     return found
-
-
-def checkpoint_steps(workdir: pathlib.Path) -> int:
-    """Returns the longest interval between two checkpoints of a run's config."""
-    config = json.loads((workdir / "config.json").read_text())
-    intervals = (config["train"]["checkpoint_steps"], config["demo"]["base"]["checkpoint_steps"])
-    return max(intervals)
 
 
 def left_over(workdir: pathlib.Path) -> list[str]:

@@ -48,7 +48,7 @@ class BaseSettings:
       batch_size, learning_rate: of the pretraining, one pass over the unlabelled texts.
       instruct_epochs, instruct_batch_size, instruct_learning_rate: of the instruction tuning.
       buckets: sequence lengths that batches are padded to.
-      checkpoint_steps: steps between two checkpoints.
+      checkpoint_steps: steps that a killed training does again, at most.
       seed: of weights and order.
     """
 

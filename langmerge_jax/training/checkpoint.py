@@ -11,11 +11,13 @@ PyTree = Any
 class Checkpoints:
     """The newest checkpoints of one training run, written by Orbax beside the training.
 
-    A checkpoint is there whole or not at all: Orbax writes it aside and renames it.
+    A checkpoint is there whole or not at all: Orbax writes it aside and renames it, while the next
+    steps run.
 
     Args:
       directory: of these checkpoints alone.
-      every: steps between two of them.
+      every: steps that a killed run has to do again, at most. One is begun at half as many, when
+        the one before is there: a kill may lose what is being written and the steps since.
       keep: how many stay.
     """
 
@@ -24,6 +26,8 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         self._directory, self._every = directory.absolute(), every
+        self._stride = max(1, every // 2)
+        self._writing = None
         self._manager = ocp.training.Checkpointer(
             self._directory,
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
@@ -47,14 +51,23 @@ class Checkpoints:
 
     def due(self, done: int) -> bool:
         """Returns whether the state after `done` steps is to be saved."""
-        return done % self._every == 0
+        return done % self._stride == 0
 
     def save(self, done: int, state: PyTree) -> None:
-        """Starts to save the state after `done` steps.
+        """Starts to save the state after `done` steps, once the last save is done.
 
         The arrays are copied before this returns, so the next step may overwrite them.
         """
-        self._manager.save_async(done, _named(state, jax.tree.leaves(state)), force=True)
+        self._wait()
+        self._writing = self._manager.save_async(
+            done, _named(state, jax.tree.leaves(state)), force=True
+        )
+        if self._every == 1:
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -46,7 +46,7 @@ class TrainSettings:
       b1, b2, eps, weight_decay, max_grad_norm: AdamW and clipping, an adapter.
       buckets: sequence lengths a batch is padded to.
       remat: recompute activations in the backward pass.
-      checkpoint_steps: steps between two checkpoints.
+      checkpoint_steps: steps that a killed training does again, at most.
       seed: of initial factors and of the order of rows.
     """
 

@@ -72,6 +72,18 @@ def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_
     assert cost["repeated_steps"] <= SETTINGS.checkpoint_steps
 
 
+def test_a_save_begins_when_the_one_before_is_there(tmp_path):
+    state = {"a": jax.numpy.zeros(1 << 20)}
+    checkpoints = Checkpoints(tmp_path / CHECKPOINTS, every=6)
+    saved = [done for done in range(1, 13) if checkpoints.due(done)]
+    assert saved == [3, 6, 9, 12]
+    for before, done in zip([None, *saved], saved, strict=False):
+        checkpoints.save(done, state)
+        # Killed now or at any step before the next save, a run loses at most the six since then.
+        assert before is None or (tmp_path / CHECKPOINTS / str(before)).exists()
+    checkpoints.close()
+
+
 def test_checkpoints_hold_what_was_saved_and_the_newest_two_stay(tmp_path):
     state = {"a": jax.numpy.arange(3.0), "b": [jax.numpy.ones((2, 2), jax.numpy.int32)]}
     checkpoints = Checkpoints(tmp_path / CHECKPOINTS, every=1)
