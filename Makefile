@@ -25,7 +25,7 @@ demo: install
 test: .venv-test/installed-$(TEST_EXTRA)
 	.venv-test/bin/python -m pytest
 
-# Kills small experiments at every moment, four of them; about fifteen minutes.
+# Kills small experiments at every moment, four of them; about twenty minutes.
 reliability: .venv-test/installed-test
 	.venv-test/bin/python -m benchmarks.reliability
 
