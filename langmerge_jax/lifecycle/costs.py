@@ -55,9 +55,9 @@ def compare_costs(
     Returns:
       device seconds, tokens, slots (tokens with padding) and dollars of both, the measured saving
       in device seconds, and the savings that tokens and slots predict. What lies between those two
-      is padding; between slots and what was measured, the machine, as equal slots run through equal
-      programs. Loading and compiling are left out: the first training in a process pays them for
-      all.
+      is padding; between slots and what was measured, mostly the machine's unrest, as equal slots
+      run through equal programs. Loading and compiling are left out: the first training in a
+      process pays them for all.
     """
     found = {
         "what": what,

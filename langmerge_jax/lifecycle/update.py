@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +24,6 @@ from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.scores import ALL, Scored, Scorer
 from langmerge_jax.lifecycle.training import Target, train_adapters, train_targets
 from langmerge_jax.merging import Recipe, parse
-
-logger = logging.getLogger(__name__)
 
 BEFORE, CHANGES = "before-", "changes.json"
 

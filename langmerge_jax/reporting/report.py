@@ -1,10 +1,9 @@
 """The report of a run: what merging keeps, what it saves, and how to serve it. Reads files only."""
 
 import json
-import logging
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ from langmerge_jax.merging.recipe import parse
 from langmerge_jax.reporting import figures, tables
 from langmerge_jax.reporting.figures import Figure
 from langmerge_jax.reporting.page import Page, Section
+from langmerge_jax.reporting.results import Results
 from langmerge_jax.reporting.table import Cell, Table
-
-logger = logging.getLogger(__name__)
 
 # Ranks that `vllm serve --max-lora-rank` takes.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -46,7 +44,7 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
                 f"--workdir={workdir}: no {name}; give the workdir of a run that the evaluate or "
                 "the experiment door has finished"
             )
-    found = _Found(workdir)
+    found = Results(workdir)
     sections = [section for make in _SECTIONS if (section := make(found)) is not None]
     page = Page(
         title=f"Train once, merge as needed: {', '.join(found.languages)}",
@@ -67,81 +65,6 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
-class _Found:
-    """What a workdir holds.
-
-    Attributes:
-      home: the workdir.
-      config: its config.
-      languages: that were trained.
-      chosen: the variant that stands for merging: the tuned one, else the one that updates merge
-        by, else the best of the table.
-      recipe: its recipe.
-      by_choice: how it was chosen, in words.
-      costs: of `costs.json`, or None.
-      updates: {name of an update: its `changes.json`}.
-    """
-
-    def __init__(self, home: pathlib.Path):
-        self.home = home
-        self.config = read_json(home / "config.json")
-        self.languages: list[str] = self.config["languages"]
-        rows = read_json(home / "scores.json")
-        self._scores = {(r["variant"], r["language"], r["metric"]): r for r in rows}
-        self.chosen, self.recipe, self.by_choice = self._choose()
-        path = home / "costs.json"
-        self.costs = read_json(path) if path.exists() else None
-        changes = sorted(home.glob("updates/*/changes.json"))
-        self.updates = {path.parent.name: read_json(path) for path in changes}
-
-    def _choose(self) -> tuple[str, str, str]:
-        path = self.home / "tuning.json"
-        if path.exists():
-            return "tuned", read_json(path)["chosen"], "chosen on validation rows"
-        merges = [parse(name).name for name in self.config["merge"]["recipes"]]
-        wanted = self.config["updates"]["recipe"]
-        if wanted and parse(wanted).name in merges:
-            return parse(wanted).name, parse(wanted).name, "named in the config"
-        best = max(merges, key=lambda name: self.score(name)["value"])
-        return best, best, f"the best of {len(merges)} on these test rows"
-
-    def score(self, variant: str, language: str = "all") -> dict[str, Any] | None:
-        """Returns a variant's row of macro F1."""
-        return self._scores.get((variant, language, "macro_f1"))
-
-    def comparison(self, variant: str, language: str = "all") -> dict[str, Any] | None:
-        """Returns how a variant compares with `combined`."""
-        path = self.home / "comparisons.json"
-        for row in read_json(path) if path.exists() else []:
-            if (row["variant"], row["language"]) == (variant, language):
-                return row
-        return None
-
-    def ledgers(
-        self, *, everywhere: bool = False
-    ) -> Iterator[tuple[str, pathlib.Path, dict[str, Any]]]:
-        """Yields (adapter, folder of its training, ledger) of the adapters trained here.
-
-        Args:
-          everywhere: also of those of updates.
-        """
-        paths = sorted(self.home.glob("adapters/*/training.json"))
-        paths += sorted(self.home.glob("updates/*/adapters/*/training.json")) if everywhere else []
-        for path in paths:
-            folder = self.home / "training" / read_json(path)["folder"]
-            yield path.parent.name, folder, read_json(folder / "ledger.json")
-
-    def merged(self) -> pathlib.Path | None:
-        """Returns where the adapter of the chosen recipe lies; None if it is full rank."""
-        path = self.home / "merged" / self.recipe.replace("/", "-")
-        return path if (path / "adapter_config.json").exists() else None
-
-    def predictions(self, variant: str, language: str) -> list[dict[str, Any]]:
-        """Returns a variant's predictions."""
-        folder = self.home / "predictions" / variant.replace("/", "-")
-        return read_jsonl(folder / f"{language}.jsonl")
-
-
 def _points(row: Mapping[str, Any]) -> str:
     """A difference in words, with its interval."""
     points, low, high = (100 * row[key] for key in ("difference", "low", "high"))
@@ -154,7 +77,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _lead(found: _Found) -> list[str]:
+def _lead(found: Results) -> list[str]:
     """The headline, in sentences."""
     merged, base, combined = (found.score(v) for v in (found.chosen, "base", "combined"))
     count = len(found.languages)
@@ -189,14 +112,14 @@ def _lead(found: _Found) -> list[str]:
     return lines
 
 
-def _update_title(found: _Found, name: str) -> str:
+def _update_title(found: Results, name: str) -> str:
     language, warm = (found.updates[name][key] for key in ("language", "warm_start"))
     if language not in found.languages:
         return f"Adding {language}"
     return f"Updating {language}" + ("" if warm is None else " from its live adapter")
 
 
-def _facts(found: _Found) -> list[tuple[str, str]]:
+def _facts(found: Results) -> list[tuple[str, str]]:
     """The headline, in numbers: (number, what it is)."""
     facts = [(f"{found.score(found.chosen)['value']:.3f}", "merged, macro F1 over all languages")]
     if combined := found.score("combined"):
@@ -210,7 +133,7 @@ def _facts(found: _Found) -> list[tuple[str, str]]:
     return facts
 
 
-def _scores(found: _Found) -> Section:
+def _scores(found: Results) -> Section:
     table = tables.scores_table(found.home, "macro_f1")
     notes = [
         "individual: each language by its own adapter. routed: by the adapter of the language that "
@@ -244,7 +167,7 @@ def _scores(found: _Found) -> Section:
     return Section("What each variant scores", notes, shown, drawn)
 
 
-def _savings(found: _Found) -> Section | None:
+def _savings(found: Results) -> Section | None:
     if found.costs is None:
         return None
     rows = found.costs["rows"]
@@ -279,7 +202,7 @@ def _savings(found: _Found) -> Section | None:
     return Section("What it saves", notes, shown, [bars])
 
 
-def _ledgers(found: _Found) -> Table:
+def _ledgers(found: Results) -> Table:
     """What the trainings of today's adapters cost in all."""
     cells = {}
     for folder, one in {path: ledger for _, path, ledger in found.ledgers(everywhere=True)}.items():
@@ -299,7 +222,7 @@ def _ledgers(found: _Found) -> Table:
     )
 
 
-def _updates(found: _Found) -> Section | None:
+def _updates(found: Results) -> Section | None:
     if not found.updates:
         return None
     shown = [tables.changes_table(found.home / "updates" / name) for name in found.updates]
@@ -311,7 +234,7 @@ def _updates(found: _Found) -> Section | None:
     return Section("What an update changes", notes, shown)
 
 
-def _alike(found: _Found) -> Section:
+def _alike(found: Results) -> Section:
     names = found.languages
     matrix = {
         (r["adapter"], r["language"]): r["value"]
@@ -379,7 +302,7 @@ def _alike(found: _Found) -> Section:
     return Section("How alike the adapters are", [], shown, drawn)
 
 
-def _ranks(found: _Found) -> Section | None:
+def _ranks(found: Results) -> Section | None:
     if not (found.home / "ranks.json").exists():
         return None
     rows = read_json(found.home / "ranks.json")["rows"]
@@ -401,7 +324,7 @@ def _ranks(found: _Found) -> Section | None:
     return Section("How small the merge can be", notes, [tables.ranks_table(found.home)], [drawn])
 
 
-def _rival(found: _Found) -> Section | None:
+def _rival(found: Results) -> Section | None:
     path = found.home / "routing.json"
     if not path.exists():
         return None
@@ -426,7 +349,7 @@ def _rival(found: _Found) -> Section | None:
     return Section("The rival: route by language", notes)
 
 
-def _merged_memory(found: _Found) -> str:
+def _merged_memory(found: Results) -> str:
     path = found.merged()
     if path is None:
         return (
@@ -445,7 +368,7 @@ def _bytes(count: int) -> str:
     raise AssertionError("unreachable")
 
 
-def _curves(found: _Found) -> Section | None:
+def _curves(found: Results) -> Section | None:
     series = {}
     for adapter, folder, _ in found.ledgers():
         final = {r["step"]: r for r in read_jsonl(folder / "steps.jsonl") if r["event"] == "step"}
@@ -468,7 +391,7 @@ def _curves(found: _Found) -> Section | None:
     return Section("How training went", [], [], [drawn])
 
 
-def _differences(found: _Found) -> Section | None:
+def _differences(found: Results) -> Section | None:
     """Rows on which the merge and `combined` do not agree."""
     rows = found.home / "test"
     if not rows.exists() or not found.score("combined"):
@@ -502,7 +425,7 @@ def _short(text: str, length: int = 160) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _lineage(found: _Found) -> Section:
+def _lineage(found: Results) -> Section:
     recipe = parse(found.recipe)
     trained = {name: ledger for name, _, ledger in found.ledgers()}
     cells = {}
@@ -534,7 +457,7 @@ def _lineage(found: _Found) -> Section:
     return Section("Recipe and lineage", notes, [table])
 
 
-def _serving(found: _Found) -> Section:
+def _serving(found: Results) -> Section:
     home, base = found.home, found.config["base"].replace("{workdir}", str(found.home))
     folder = found.merged()
     if folder:
