@@ -1,6 +1,6 @@
 """Takes a finished demo into the documentation: its numbers, README's tables, the picture.
 
-  .venv-test/bin/python docs/from_demo.py runs/demo MINUTES GIGABYTES
+  .venv-test/bin/python -m docs.from_demo runs/demo MINUTES GIGABYTES
 
 after `make demo`, with the time it took and the memory of its largest process. Copies what the
 report is made of to docs/demo/, writes README's tables from it, and has Chromium take a picture of
@@ -16,15 +16,13 @@ import subprocess
 import sys
 import tempfile
 
+from PIL import Image
+
+from benchmarks.machine import describe_machine
+from langmerge_jax.files import read_json, write_json, write_text
+from langmerge_jax.reporting import tables
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from PIL import Image  # noqa: E402
-
-from benchmarks.machine import describe_machine  # noqa: E402
-from langmerge_jax.files import read_json, write_json, write_text  # noqa: E402
-from langmerge_jax.reporting import tables  # noqa: E402
-
 DEMO = ROOT / "docs" / "demo"
 KEPT = (
     *("config.json", "scores.json", "matrix.json", "comparisons.json", "tuning.json"),
@@ -41,6 +39,7 @@ def blocks(demo: pathlib.Path) -> dict[str, str]:
         for row in read_json(demo / "scores.json")
         if (row["language"], row["metric"]) == ("all", "macro_f1")
     }
+    rows = read_json(demo / "config.json")["demo"]["corpus"]["rows"]
     above, below = (100 * abs(mean["tuned"] - mean[x]) for x in ("base", "combined"))
     changes = [tables.changes_table(path.parent) for path in sorted(demo.glob("updates/*/*.json"))]
     return {
@@ -49,9 +48,9 @@ def blocks(demo: pathlib.Path) -> dict[str, str]:
         f"{machine['demo_minutes']:.1f} minutes with installation, and its largest process "
         f"{machine['demo_gigabytes']:.1f} GB of memory.",
         "gaps": "The five adapters were trained apart, each on its language alone. The tuned "
-        "merge, its recipe and lambda chosen on 400 validation rows a language, lies "
-        f"{above:.1f} points above the base and {below:.1f} below `combined`, which was trained on "
-        "all rows together. Over three seeds: [docs/demo.md](docs/demo.md).",
+        f"merge, its recipe and lambda chosen on {rows['validation']} validation rows a language, "
+        f"lies {above:.1f} points above the base and {below:.1f} below `combined`, which was "
+        "trained on all rows together. Over three seeds: [docs/demo.md](docs/demo.md).",
         "scores": _code(tables.scores_table(demo, "macro_f1").text()),
         "costs": _code(f"{tables.costs_table(demo).text()}\n{tables.schedule_table(demo).text()}"),
         "changes": _code("\n".join(table.text() for table in changes)),

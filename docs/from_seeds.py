@@ -1,6 +1,6 @@
 """Collects the scores and updates of the demo over several seeds into docs/demo_scores.json.
 
-  .venv-test/bin/python docs/from_seeds.py 0=runs/demo 1=runs/seed1 2=runs/seed2
+  .venv-test/bin/python -m docs.from_seeds 0=runs/demo 1=runs/seed1 2=runs/seed2
 
 tests/test_docs.py checks that docs/demo.md quotes them rightly.
 """
@@ -9,11 +9,9 @@ import pathlib
 import sys
 from typing import Any
 
+from langmerge_jax.files import read_json, write_json
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from langmerge_jax.files import read_json, write_json  # noqa: E402
-
 UPDATES = ("en", "en-warm", "es")
 
 

@@ -1,11 +1,12 @@
 """The demo page and the README say what the committed scores say."""
 
-import importlib.util
 import json
 import pathlib
 
 import numpy as np
 import pytest
+
+from docs import from_demo
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -127,15 +128,7 @@ def test_the_demo_page_says_rightly_what_updates_change_and_save(seeds, table):
             assert wide["low"] <= found["difference"] <= wide["high"], language
 
 
-@pytest.fixture
-def from_demo():
-    spec = importlib.util.spec_from_file_location("from_demo", DOCS / "from_demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_readme_shows_the_committed_demo(from_demo):
+def test_the_readme_shows_the_committed_demo():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert from_demo.fill(text, from_demo.blocks(DOCS / "demo")) == text
     assert "](docs/report.png)" in text
@@ -165,3 +158,26 @@ def test_the_demo_saves_what_tokens_predict(seeds):
         for key in ("device_seconds", "combined_device_seconds")
     )
     assert 0.95 * combined <= ours <= combined
+
+
+def test_the_demo_page_quotes_costs_and_ranks_rightly(seeds):
+    text = " ".join((DOCS / "demo.md").read_text(encoding="utf-8").split())
+
+    def listed(key):
+        first, second, third = (f"{seed['set_up'][key]:.1f}" for seed in seeds)
+        return f"{first}, {second} and {third}"
+
+    assert f"the five took {listed('device_seconds')} device seconds" in text
+    assert f"and `combined` {listed('combined_device_seconds')}:" in text
+    costs = json.loads((DOCS / "demo" / "costs.json").read_text())
+    apart, combined = costs["scheduled_seconds"], costs["alone_seconds"]["combined"]
+    assert f"take the same {apart['1']:.1f} s" in text
+    assert f"{combined:.1f}" == f"{apart['1']:.1f}"
+    assert f"are done {100 * (1 - apart['2'] / combined):.0f} % sooner" in text
+    ranks = {
+        row["rank"]: f"{row['value']:.3f}"
+        for row in json.loads((DOCS / "demo" / "ranks.json").read_text())["rows"]
+        if (row["metric"], row["language"]) == ("macro_f1", "all")
+    }
+    assert f"cut to 30, 20 and 10 it scores {ranks[30]}, {ranks[20]} and {ranks[10]}" in text
+    assert f"where the whole scores {ranks[40]}" in text
