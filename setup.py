@@ -38,8 +38,15 @@ setuptools.setup(
         "cuda13": ["jax[cuda13]>=0.10"],
         "tfds": ["tensorflow-datasets>=4.9.9"],
         # What the tests need; comparisons with torch skip without the `dev` extra.
-        "test": ["pytest>=8"],
-        # torch is pinned because 2.13.0 is the version the parity tests were written against.
-        "dev": ["pytest>=8", "ruff==0.17.6", "torch==2.13.0", "peft==0.21.2"],
+        "test": ["hypothesis>=6.100", "pytest>=8"],
+        # Pinned: the versions that the comparisons were written against.
+        "dev": [
+            "hypothesis>=6.100",
+            "mergekit==0.1.5",
+            "peft==0.21.2",
+            "pytest>=8",
+            "ruff==0.17.6",
+            "torch==2.13.0",
+        ],
     },
 )

@@ -7,14 +7,26 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def door(name: str, workdir: pathlib.Path, *flags: str, config: str = "tests/tiny.py"):
-    """Runs `python -m langmerge_jax.<name>` on a config; returns the finished process."""
-    command = [sys.executable, "-m", f"langmerge_jax.{name}", f"--config={config}"]
+def run_door(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m langmerge_jax.<name>`; returns the finished process."""
+    command = [sys.executable, "-m", f"langmerge_jax.{name}", *flags]
     return subprocess.run(
-        [*command, f"--workdir={workdir}", *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def door(name: str, workdir: pathlib.Path, *flags: str, config: str = "tests/tiny.py"):
+    """Runs a door on a config and a workdir; returns the finished process."""
+    return run_door(name, f"--config={config}", f"--workdir={workdir}", *flags)
+
+
+def refused_line(name: str, *flags: str) -> str:
+    """The one line with which a door refuses; it is the last, and its status is 2."""
+    result = run_door(name, *flags)
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = result.stderr.splitlines()
+    said = [line for line in lines if line.startswith("error: ")]
+    assert len(said) == 1, result.stderr
+    assert lines[-1] == said[0]
+    assert "Traceback" not in result.stderr
+    return said[0]

@@ -1,7 +1,9 @@
 """Adapters: LoRA factors in memory, and the PEFT format on disk."""
 
-from langmerge_jax.adapters.adapter import Adapter, Factors, check_same_base, natural_order
-from langmerge_jax.adapters.peft import load_adapter, save_adapter
+from langmerge_jax.adapters.adapter import Adapter, Factors, natural_order
+from langmerge_jax.adapters.agreement import check_same_base
+from langmerge_jax.adapters.reading import load_adapter
+from langmerge_jax.adapters.writing import save_adapter, write_adapter
 
 __all__ = [
     "Adapter",
@@ -10,4 +12,5 @@ __all__ = [
     "load_adapter",
     "natural_order",
     "save_adapter",
+    "write_adapter",
 ]

@@ -4,11 +4,12 @@ import logging
 import pathlib
 from typing import Any
 
-from langmerge_jax.adapters import Adapter, load_adapter, save_adapter
+from langmerge_jax.adapters import Adapter, load_adapter
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.run import Run
 from langmerge_jax.lifecycle.stages import identity, is_current, making
-from langmerge_jax.merging import DenseDelta, Recipe, merge, parse
+from langmerge_jax.lifecycle.writing import write_merged_adapter
+from langmerge_jax.merging import DenseDelta, Merge, Recipe, parse
 
 logger = logging.getLogger(__name__)
 
@@ -43,18 +44,20 @@ def merged(run: Run, recipe: Recipe, *, keep: bool = True) -> Adapter | DenseDel
     directory, inputs = run.merged_directory(recipe.name), merge_inputs(run, recipe)
     if is_current(directory, inputs):
         return load_adapter(directory)
-    adapters = {language: trained(run, language) for language in run.languages}
-    result = merge(
-        adapters,
+    ready = Merge(
+        {language: trained(run, language) for language in run.languages},
         recipe,
         seed=run.config.merge.seed,
         # A base inside the workdir has another path whenever the workdir is moved.
-        check_base_name="{workdir}" not in run.config.base,
+        allow_base_mismatch="{workdir}" in run.config.base,
     )
-    if keep and isinstance(result, Adapter):
-        with making(directory, inputs) as work:
-            save_adapter(work, result)
-    return result
+    if recipe.full_rank:
+        return ready.deltas()
+    if not keep:
+        return ready.adapter(dict(ready.factors()))
+    with making(directory, inputs) as work:
+        write_merged_adapter(ready, {x: there(run, x) for x in run.languages}, work)
+    return load_adapter(directory)
 
 
 def merge_inputs(run: Run, recipe: Recipe) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def compare_adapters(run: Run) -> dict[str, Any]:
         share = sign_conflict([adapter.modules[module] for adapter in adapters.values()])
         layer = re.search(r"\.(\d+)\.", module)
         by_layer.setdefault(layer[1] if layer else module, []).append(share)
-    check = "{workdir}" not in run.config.base
-    table = cosines(adapters, check_base_name=check)
+    movable = "{workdir}" in run.config.base
+    table = cosines(adapters, allow_base_mismatch=movable)
     found = {
         "inputs": inputs,
         "languages": list(adapters),

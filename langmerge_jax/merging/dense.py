@@ -1,25 +1,11 @@
 """The merged change of a model whose merge does not keep low rank."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
 
 import jax
 import numpy as np
 
 from langmerge_jax.errors import InputError
-
-T = TypeVar("T")
-
-
-def computed_ahead(modules: Iterable[str], compute: Callable[[str], T]) -> Iterator[tuple[str, T]]:
-    """Each module and its result, with the next one's computation dispatched already."""
-    waiting: list[tuple[str, T]] = []
-    for module in modules:
-        waiting.append((module, compute(module)))
-        if len(waiting) == 2:
-            yield waiting.pop(0)
-    yield from waiting
 
 
 class DenseDelta:
@@ -27,20 +13,23 @@ class DenseDelta:
 
     Args:
         modules: `(out, in)` by module path, in natural order.
-        compute: From a module path to its delta, dispatched to the device: flat, row-major, and
-            perhaps longer than out * in.
+        stream: From module paths, and whether their order matters, to each path and its delta
+            `[out, in]`; it may work ahead.
         base: Name or path of the base model the deltas belong to, if known.
+        embeddings: The modules that are embeddings, whose weight lies `[in, out]`.
     """
 
     def __init__(
         self,
         modules: Mapping[str, tuple[int, int]],
-        compute: Callable[[str], jax.Array],
+        stream: Callable[[Iterable[str], bool], Iterator[tuple[str, jax.Array | np.ndarray]]],
         base: str | None,
+        embeddings: Iterable[str] = (),
     ):
         self.modules = dict(modules)
         self.base = base
-        self._compute = compute
+        self.embeddings = frozenset(embeddings)
+        self._stream = stream
 
     def delta(self, module: str) -> np.ndarray:
         """The delta of one module, `[out, in]`, read-only.
@@ -50,17 +39,25 @@ class DenseDelta:
         Raises:
             InputError: If there is no such module.
         """
-        if module not in self.modules:
-            raise InputError(
-                f"no module {module!r} in this merge; it has {', '.join(self.modules)}"
-            )
-        return self._shaped(module, self._compute(module))
+        return next(self.items([module]))[1]
 
-    def items(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every module and its delta; the device computes one while the caller uses another."""
-        for module, delta in computed_ahead(self.modules, self._compute):
-            yield module, self._shaped(module, delta)
+    def items(
+        self, modules: Iterable[str] | None = None, *, in_order: bool = False
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Modules and their deltas; the device computes ahead while the caller uses one.
 
-    def _shaped(self, module: str, flat: jax.Array) -> np.ndarray:
-        shape = self.modules[module]
-        return np.asarray(flat)[: math.prod(shape)].reshape(shape)
+        Args:
+            modules: Those wanted, all by default.
+            in_order: Whether they must come in this order; without, more devices can be used.
+
+        Raises:
+            InputError: If there is no such module.
+        """
+        wanted = list(self.modules if modules is None else modules)
+        for module in wanted:
+            if module not in self.modules:
+                raise InputError(
+                    f"no module {module!r} in this merge; it has {', '.join(self.modules)}"
+                )
+        for module, delta in self._stream(wanted, in_order):
+            yield module, np.asarray(delta)

@@ -1,36 +1,33 @@
-"""The merge itself: project, sparsify, combine and lift, module by module.
+"""Merges: the checks of what goes in, and the streams of modules that come out."""
 
-Each step is a compiled program of its own, not one program for all of them. A step is then the
-same machine code in every recipe that shares it: recipes that are equal on paper (`ties@1` and
-`dare_ties@1`) are equal bit for bit, and another density, seed or weight compiles nothing.
-
-Modules of one signature run through one program one by one, dispatched ahead of their use. So
-memory is bounded by two modules whatever the model, where stacking the modules of a signature
-would need all their coordinates between the steps, and the modules of a real model fill a device
-each on its own.
-"""
-
-import functools
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from langmerge_jax.adapters import Adapter, Factors, check_same_base
 from langmerge_jax.errors import InputError
-from langmerge_jax.merging.consensus import CONSENSUS
-from langmerge_jax.merging.dense import DenseDelta, computed_ahead
+from langmerge_jax.merging import kernels
+from langmerge_jax.merging.dense import DenseDelta
+from langmerge_jax.merging.heads import merged_heads
+from langmerge_jax.merging.pipeline import Pipeline
 from langmerge_jax.merging.recipe import CONCATENATION, Recipe, parse
-from langmerge_jax.merging.spaces import SPACES, Coordinates, Stack
-from langmerge_jax.merging.sparsify import SPARSIFIERS, Draw, key_words
+from langmerge_jax.merging.spaces import SPACES
+from langmerge_jax.merging.stacks import (
+    alike,
+    compute_dtype,
+    concatenated,
+    stacked,
+    widest_dtype,
+)
+from langmerge_jax.merging.truncate import Truncation
+from langmerge_jax.merging.weights import Weight, Weights
 
-# The elementwise steps see flat coordinates, and those of small modules padded with zeros to one
-# common length: in a tiny model, compiling for each shape would cost more than all the merging.
-_MIN_ENTRIES = 2**15
-_COUNTS_LENGTH = 2**9  # The same, for the table of counts.
-# Counts and positions of entries are int32 on the device.
+# Positions of entries are int32 on the device.
 _MAX_ENTRIES = 2**31 - 2**8
 
 
@@ -38,9 +35,13 @@ def merge(
     adapters: Mapping[str, Adapter],
     recipe: Recipe | str,
     *,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, Weight | Mapping[str, Weight]] | None = None,
     seed: int = 0,
-    check_base_name: bool = True,
+    missing: str = "refuse",
+    heads: str = "refuse",
+    allow_base_mismatch: bool = False,
+    dtype: np.typing.DTypeLike | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Adapter | DenseDelta:
     """Merges adapters of one base model, without data and without the base model.
 
@@ -48,236 +49,276 @@ def merge(
     the adapters' dtype. Adapters are taken in the order of their names.
 
     Args:
-        adapters: Adapters by name. Ranks and scales may differ; modules and their shapes may not.
+        adapters: Adapters by name. Ranks and scales may differ; shapes of modules may not.
         recipe: A recipe, or its name (see `parse`).
-        weights: A weight for every adapter, 1 if not given. For `ties` relative importance:
-            positive, and the same when all are doubled. For sums and PEFT's rules a gain of
-            either sign.
+        weights: A weight for every adapter, 1 if not given: a number, two for the first and the
+            last layer, or either by module pattern (see `Weights`). For TIES and means relative
+            importance: positive, and the same when all are doubled. For sums and PEFT's rules a
+            gain of either sign.
         seed: Of random masks, any integer.
-        check_base_name: Whether the adapters' base models must have the same name.
+        missing: `refuse` or `zero`: what a module means that some adapters lack.
+        heads: `refuse`, `average` (by the weights), or `from=<name>`: what becomes of fully trained
+            modules.
+        allow_base_mismatch: Whether the adapters' base models may have different names.
+        dtype: Of the result; the widest of the adapters' by default.
+        devices: To spread the modules over; all local ones by default.
 
     Returns:
-        An adapter where the space keeps low rank, in the widest dtype of the adapters; else a
-        `DenseDelta`.
+        An adapter where the space keeps low rank or the recipe truncates, else a `DenseDelta`.
 
     Raises:
         InputError: If the adapters do not belong together, or a weight is senseless.
     """
-    recipe = parse(recipe) if isinstance(recipe, str) else recipe
-    if not adapters:
-        raise InputError("no adapters to merge; give one at least")
-    check_same_base(adapters, check_base_name=check_base_name)
-    adapters = {name: adapters[name] for name in sorted(adapters)}
-    shares = _shares(weights, list(adapters), recipe)
-    stacks = {
-        path: [adapter.modules[path] for adapter in adapters.values()]
-        for path in next(iter(adapters.values())).modules
-    }
-    widest = _widest_dtype(adapters)
-    if recipe.space == CONCATENATION:
-        gains = recipe.lam * shares
-        merged = {path: _concatenate(stack, gains, widest) for path, stack in stacks.items()}
-        return _adapter(merged, adapters)
-    for path, stack in stacks.items():
-        _check_module(path, stack, list(adapters), recipe)
-    if recipe.space == "factor" and len(adapters) == 1:
-        # PEFT turns every type into `linear` when there is one adapter.
-        recipe = Recipe("factor", "none", "sum", lam=recipe.lam)
+    ready = Merge(
+        adapters,
+        recipe,
+        weights=weights,
+        seed=seed,
+        missing=missing,
+        heads=heads,
+        allow_base_mismatch=allow_base_mismatch,
+        dtype=dtype,
+        devices=devices,
+    )
+    return ready.deltas() if ready.recipe.full_rank else ready.adapter(dict(ready.factors()))
 
-    def combined(path: str) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
-        return _combined(path, stacks[path], list(adapters), recipe, shares, seed)
 
-    lift = SPACES[recipe.space].lift
-    if lift is None:
+class Merge:
+    """A merge that is checked and ready, computed module by module when asked for.
+
+    Args: see `merge`.
+
+    Attributes:
+        recipe: As it is computed.
+        names: Of the adapters, in the order they are taken.
+        given_weights: By adapter, as they were given.
+        seed: Of random masks.
+        base, revision, task_type, fan_in_fan_out: As in `Adapter`, of the result.
+        stacks: The adapters' factors by module, in natural order; absent ones are zeros.
+        dtype: Of the result.
+        heads: Fully trained tensors of the result.
+        energy: After `factors` of a truncating recipe, the share of the energy that it kept.
+    """
+
+    def __init__(
+        self,
+        adapters: Mapping[str, Adapter],
+        recipe: Recipe | str,
+        *,
+        weights: Mapping[str, Weight | Mapping[str, Weight]] | None = None,
+        seed: int = 0,
+        missing: str = "refuse",
+        heads: str = "refuse",
+        allow_base_mismatch: bool = False,
+        dtype: np.typing.DTypeLike | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.recipe = parse(recipe) if isinstance(recipe, str) else recipe
+        if not adapters:
+            raise InputError("no adapters to merge; give one at least")
+        if missing not in ("refuse", "zero"):
+            raise InputError(f"missing: {missing!r} is neither 'refuse' nor 'zero'")
+        check_same_base(
+            adapters,
+            allow_base_mismatch=allow_base_mismatch,
+            allow_missing=missing == "zero",
+        )
+        self._adapters = {name: adapters[name] for name in sorted(adapters)}
+        self.names = list(self._adapters)
+        if len(self.names) == 1 and self.recipe.name.startswith("peft/"):
+            # So does PEFT, whatever the type.
+            self.recipe = dataclasses.replace(parse("peft/linear"), lam=self.recipe.lam)
+        if self.recipe.sparsify == "sce" and len(self.names) == 1:
+            raise InputError(f"{self.recipe.name!r} keeps what varies, and needs two adapters")
+        sums = self.recipe.space == CONCATENATION
+        self._space = None if sums else SPACES[self.recipe.space]
+        self.stacks = stacked(
+            self._adapters,
+            equal_ranks=self._space is not None and self._space.equal_ranks,
+        )
+        self.dtype = np.dtype(dtype or widest_dtype(self.stacks))
+        self.given_weights = dict(weights or dict.fromkeys(self.names, 1.0))
+        self.seed = seed
+        sources = list(self._adapters.values())
+        self.base = _common(adapter.base for adapter in sources)
+        self.revision = _common(adapter.revision for adapter in sources)
+        self.task_type = _common(adapter.task_type for adapter in sources)
+        self.fan_in_fan_out = sources[0].fan_in_fan_out
+        head_names = sorted({x for adapter in adapters.values() for x in adapter.heads})
+        self._weights = Weights(
+            weights,
+            self.names,
+            [*self.stacks, *head_names],
+            self.recipe.relative,
+            self.recipe.name,
+        )
+        self.heads = merged_heads(self._adapters, heads, self._weights.of)
+        self._truncation: Truncation | None = None
+        self._pipeline = None
+        if self._space is not None:
+            self._pipeline = Pipeline(
+                self.recipe,
+                self.names,
+                self.stacks,
+                self._weights.of,
+                seed,
+                _mesh(devices),
+            )
+            for path, stack in self.stacks.items():
+                self._check_module(path, stack)
+
+    @property
+    def energy(self) -> float | None:
+        return self._truncation.energy if self._truncation else None
+
+    def weights(self, module: str) -> np.ndarray:
+        """The adapters' weights in one module, float64 `[n]`; relative ones with 1 the largest."""
+        return self._weights.of(module)
+
+    def adapter(self, modules: dict[str, Factors]) -> Adapter:
+        """The adapter that has these merged modules, and all else of the inputs."""
+        return Adapter(
+            modules,
+            base=self.base,
+            revision=self.revision,
+            task_type=self.task_type,
+            heads=self.heads,
+            fan_in_fan_out=self.fan_in_fan_out,
+        )
+
+    def deltas(self) -> DenseDelta:
+        """The result as full-rank deltas, to be folded into a base."""
         return DenseDelta(
-            {path: (stack[0].out_features, stack[0].in_features) for path, stack in stacks.items()},
-            lambda path: combined(path)[0][0],
-            base=_common(adapter.base for adapter in adapters.values()),
-        )
-    merged = {}
-    for path, (parts, frame) in computed_ahead(stacks, combined):
-        shapes = _part_shapes(recipe.space, _signature(stacks[path]), _compute_dtype())
-        shaped = [
-            np.asarray(part)[: math.prod(shape)].reshape(shape)
-            for part, shape in zip(parts, shapes, strict=True)
-        ]
-        a, b = lift(shaped, [np.asarray(x) for x in frame])
-        merged[path] = Factors(a.astype(widest), b.astype(widest), scale=1.0)
-    return _adapter(merged, adapters)
-
-
-def _combined(
-    path: str,
-    stack: Sequence[Factors],
-    names: Sequence[str],
-    recipe: Recipe,
-    shares: np.ndarray,
-    seed: int,
-) -> tuple[list[jax.Array], tuple[jax.Array, ...]]:
-    """One module's combined parts, flat and padded, and its frame; dispatched to the device."""
-    space, sparsifier = SPACES[recipe.space], SPARSIFIERS[recipe.sparsify]
-    dtype = _compute_dtype()
-    scales = np.array([factors.scale for factors in stack])
-    coordinates = _project(
-        Stack(
-            a=tuple(factors.a.astype(dtype) for factors in stack),
-            b=tuple(factors.b.astype(dtype) for factors in stack),
-            scale=scales.astype(dtype),
-        ),
-        project=space.project,
-    )
-    shapes = _part_shapes(recipe.space, _signature(stack), dtype)
-    weights = space.weights(shares, scales)
-    parts = []
-    for index, x in enumerate(coordinates.parts):
-        if sparsifier is not None:
-            x = _sparsify(
-                x,
-                coordinates.live[index],
-                _counts(recipe.density, *shapes[index]),
-                dtype(recipe.density),
-                np.stack([key_words(seed, name, path, index) for name in names]),
-                sparsifier=sparsifier,
-            )
-        gain = recipe.lam if index == len(shapes) - 1 else 1.0
-        combine = CONSENSUS[recipe.consensus].combine
-        parts.append(_combine(x, weights[index].astype(dtype), dtype(gain), combine=combine))
-    return parts, coordinates.frame
-
-
-def _counts(density: float, rows: int, columns: int) -> np.ndarray:
-    """`int(density * N)` for N = columns times 0, 1, ... rows, and on to a common length.
-
-    On the host in float64: the device's float32 would round it.
-    """
-    length = -(-(rows + 1) // _COUNTS_LENGTH) * _COUNTS_LENGTH
-    entries = np.minimum(np.arange(length, dtype=np.int64), rows) * columns
-    return (density * entries).astype(np.int32)
-
-
-@functools.partial(jax.jit, static_argnames="project")
-def _project(stack: Stack, *, project: Callable[[Stack], Coordinates]) -> Coordinates:
-    """Coordinates with their parts flat, `[n, rows * columns]` and padded to `_MIN_ENTRIES`."""
-    coordinates = project(stack)
-    flat = [x.reshape(x.shape[0], -1) for x in coordinates.parts]
-    padded = [jnp.pad(x, ((0, 0), (0, max(0, _MIN_ENTRIES - x.shape[1])))) for x in flat]
-    return coordinates._replace(parts=tuple(padded))
-
-
-@functools.partial(jax.jit, static_argnames="sparsifier", donate_argnums=0)
-def _sparsify(
-    x: jax.Array,  # [n, N]
-    live: jax.Array,
-    counts: jax.Array,  # entries to keep, by live rows
-    density: jax.Array,
-    words: jax.Array,  # [n, 2]
-    *,
-    sparsifier: Callable[[jax.Array, Draw], jax.Array],
-) -> jax.Array:
-    return sparsifier(x, Draw(density, counts[live], words))
-
-
-@functools.partial(jax.jit, static_argnames="combine")
-def _combine(
-    x: jax.Array,  # [n, N]
-    weights: jax.Array,  # [n]
-    gain: jax.Array,
-    *,
-    combine: Callable[[jax.Array, jax.Array], jax.Array],
-) -> jax.Array:
-    return gain * combine(x, weights)
-
-
-Signature = tuple[int, int, tuple[int, ...]]  # out, in and the rank of each adapter
-
-
-def _signature(stack: Sequence[Factors]) -> Signature:
-    return stack[0].out_features, stack[0].in_features, tuple(factors.rank for factors in stack)
-
-
-@functools.lru_cache
-def _part_shapes(space: str, signature: Signature, dtype: type) -> tuple[tuple[int, int], ...]:
-    """`(rows, columns)` of each coordinate array of one adapter, by tracing the projection."""
-    out_features, in_features, ranks = signature
-    stack = Stack(
-        a=tuple(jax.ShapeDtypeStruct((rank, in_features), dtype) for rank in ranks),
-        b=tuple(jax.ShapeDtypeStruct((out_features, rank), dtype) for rank in ranks),
-        scale=jax.ShapeDtypeStruct((len(ranks),), dtype),
-    )
-    return tuple(x.shape[1:] for x in jax.eval_shape(SPACES[space].project, stack).parts)
-
-
-def _check_module(
-    path: str, stack: Sequence[Factors], names: Sequence[str], recipe: Recipe
-) -> None:
-    out_features, in_features, ranks = _signature(stack)
-    if SPACES[recipe.space].equal_ranks and len(set(ranks)) > 1:
-        by_name = ", ".join(f"{name!r} {rank}" for name, rank in zip(names, ranks, strict=True))
-        raise InputError(
-            f"{path}: ranks differ ({by_name}); {recipe.name!r} combines A and B entry by entry "
-            "and needs one rank: use `linear` or a recipe with knots"
-        )
-    shapes = _part_shapes(recipe.space, _signature(stack), _compute_dtype())
-    largest = max(math.prod(shape) for shape in shapes)
-    if largest > _MAX_ENTRIES:
-        raise InputError(
-            f"{path}: {out_features} x {in_features} has {largest} entries in space "
-            f"{recipe.space!r}, at most {_MAX_ENTRIES} can be counted; use `linear`"
+            {p: (stack[0].out_features, stack[0].in_features) for p, stack in self.stacks.items()},
+            self._deltas,
+            base=self.base,
+            embeddings=[path for path, stack in self.stacks.items() if stack[0].embedding],
         )
 
+    def factors(self, modules: Iterable[str] | None = None) -> Iterator[tuple[str, Factors]]:
+        """Modules and their merged factors; the device computes ahead while the caller uses one.
 
-def _concatenate(stack: Sequence[Factors], gains: np.ndarray, widest: np.dtype) -> Factors:
-    """The exact sum of gain-weighted deltas: A's stacked over B's side by side.
+        Args:
+            modules: Those wanted, all by default.
 
-    The largest gain becomes the scale, so that factors of equal gain are copied bit for bit in any
-    dtype; PEFT's `cat` multiplies every A by its gain instead.
-    """
-    dtype = _compute_dtype()
-    gains = gains * [factors.scale for factors in stack]
-    scale = gains[np.argmax(np.abs(gains))] or 1.0
-    scaled_b = [f.b.astype(dtype) * dtype(g / scale) for f, g in zip(stack, gains, strict=True)]
-    a = np.concatenate([factors.a.astype(widest) for factors in stack], axis=0)
-    return Factors(a, np.concatenate(scaled_b, axis=1).astype(widest), scale)
-
-
-def _widest_dtype(adapters: Mapping[str, Adapter]) -> np.dtype:
-    """The narrowest float dtype that holds every factor."""
-    modules = [factors for one in adapters.values() for factors in one.modules.values()]
-    return functools.reduce(jnp.promote_types, {x.dtype for f in modules for x in (f.a, f.b)})
-
-
-def _adapter(modules: dict[str, Factors], sources: Mapping[str, Adapter]) -> Adapter:
-    return Adapter(
-        modules,
-        base=_common(adapter.base for adapter in sources.values()),
-        revision=_common(adapter.revision for adapter in sources.values()),
-        task_type=_common(adapter.task_type for adapter in sources.values()),
-    )
-
-
-def _shares(
-    weights: Mapping[str, float] | None, names: Sequence[str], recipe: Recipe
-) -> np.ndarray:
-    """The weights in the order of `names`, float64; relative ones with 1 as the largest."""
-    weights = dict.fromkeys(names, 1.0) if weights is None else weights
-    for name in sorted(weights.keys() ^ set(names)):
-        fault = "no adapter of that name" if name in weights else "no weight for that adapter"
-        raise InputError(f"weights: {name!r}: {fault}; give one weight each for {', '.join(names)}")
-    relative = CONSENSUS[recipe.consensus].relative
-    for name in names:
-        if not math.isfinite(weights[name]):
-            raise InputError(f"weights: {name!r} has {weights[name]}; give a finite number")
-        if relative and weights[name] <= 0:
+        Raises:
+            InputError: If the recipe is full rank.
+        """
+        if self.recipe.full_rank:
             raise InputError(
-                f"weights: {name!r} has {weights[name]}; {recipe.name!r} takes weights as relative "
-                "importance, which is positive: leave the adapter out, or use `linear` to subtract"
+                f"{self.recipe.name} is full rank and fits no adapter; give a rank to truncate it "
+                "to, fold it into a base, or choose a low-rank method such as ties_knots"
             )
-    shares = np.array([weights[name] for name in names], np.float64)
-    return shares / shares.max() if relative else shares
+        return self._factors(list(self.stacks if modules is None else modules), self.dtype)
+
+    def coordinate_bytes(self, module: str) -> int:
+        """The bytes that the coordinates of one module take, with those of its merge."""
+        return 0 if self._pipeline is None else self._pipeline.coordinate_bytes(module)
+
+    def alike(self) -> list[list[str]]:
+        """The modules, those together that share their compiled programs."""
+        return alike(self.stacks)
+
+    def rank_bound(self, module: str) -> int:
+        """The highest rank that the merge of one module can have as an adapter."""
+        stack, rank = self.stacks[module], self.recipe.rank
+        ranks = [factors.rank for factors in stack]
+        most = min(stack[0].out_features, stack[0].in_features)
+        if self.recipe.space == "delta":
+            bound = most
+        elif self._space is not None and self._space.equal_ranks:
+            bound = ranks[0]
+        else:
+            exact_sum = self._space is None and rank is None
+            bound = sum(ranks) if exact_sum else min(sum(ranks), most)
+        wanted = max(ranks) if rank == "inputs" else rank
+        return min(bound, wanted) if isinstance(wanted, int) else bound
+
+    def _check_module(self, path: str, stack: Sequence[Factors]) -> None:
+        ranks = [factors.rank for factors in stack]
+        if self._space.equal_ranks and len(set(ranks)) > 1:
+            by_name = ", ".join(
+                f"{name!r} {rank}" for name, rank in zip(self.names, ranks, strict=True)
+            )
+            raise InputError(
+                f"{path}: ranks differ ({by_name}); {self.recipe.name!r} combines A and B entry by "
+                "entry and needs one rank: use `linear` or a recipe with knots"
+            )
+        largest = max(math.prod(shape) for shape in self._pipeline.part_shapes(path))
+        if largest > _MAX_ENTRIES:
+            raise InputError(
+                f"{path}: {stack[0].out_features} x {stack[0].in_features} has {largest} entries "
+                f"in space {self.recipe.space!r}, at most {_MAX_ENTRIES} can be counted; use "
+                "`linear`, or a recipe with knots"
+            )
+
+    def _factors(self, paths: Sequence[str], dtype: np.dtype) -> Iterator[tuple[str, Factors]]:
+        rank = self.recipe.rank
+        self._truncation = None if rank is None else Truncation(1 if rank == "inputs" else rank)
+        if self._pipeline is None:
+            return self._summed(paths, dtype)
+        return self._lifted(paths, dtype)
+
+    def _summed(self, paths: Sequence[str], dtype: np.dtype) -> Iterator[tuple[str, Factors]]:
+        for path in paths:
+            stack, weights = self.stacks[path], self._weights.of(path)
+            gains = self.recipe.lam * weights
+            if self.recipe.consensus == "mean":
+                gains = gains / weights.sum()
+            if self._truncation is None:
+                yield path, concatenated(stack, gains, dtype)
+            else:
+                whole = concatenated(stack, gains, compute_dtype())
+                a, b = jnp.asarray(whole.a), whole.scale * jnp.asarray(whole.b)
+                yield path, self._truncated(path, a, b, dtype)
+
+    def _lifted(self, paths: Sequence[str], dtype: np.dtype) -> Iterator[tuple[str, Factors]]:
+        truncates, wide = self._truncation is not None, compute_dtype()
+        # Rounded on the device where it can be, so that less is copied.
+        on_device = dtype if not truncates and dtype.itemsize < wide.itemsize else wide
+        for batch, lifted in self._pipeline.merged(paths, on_device):
+            for j, path in enumerate(batch):
+                if truncates:
+                    a = None if lifted.a is None else lifted.a[j]
+                    yield path, self._truncated(path, a, lifted.b[j], dtype)
+                    continue
+                a, b = (np.asarray(x[j]).astype(dtype, copy=False) for x in lifted[:2])
+                alive = np.asarray(lifted.alive[j])
+                if not self._space.equal_ranks and not alive.all():
+                    # One direction is kept at least, which may be zero.
+                    rows = np.flatnonzero(alive) if alive.any() else np.array([0])
+                    a, b = a[rows], b[:, rows]
+                embedding = self.stacks[path][0].embedding
+                yield path, Factors(a, b, scale=1.0, embedding=embedding)
+
+    def _truncated(self, path: str, a: jax.Array | None, b: jax.Array, dtype: np.dtype) -> Factors:
+        stack = self.stacks[path]
+        inputs = max(factors.rank for factors in stack) if self.recipe.rank == "inputs" else None
+        if a is None:
+            pair = self._truncation.of_dense(b, inputs)
+        else:
+            pair = self._truncation.of_factors(a, b, inputs)
+        a, b = (x.astype(dtype) for x in pair)
+        return Factors(a, b, scale=1.0, embedding=stack[0].embedding)
+
+    def _deltas(
+        self, paths: Iterable[str], in_order: bool
+    ) -> Iterator[tuple[str, jax.Array | np.ndarray]]:
+        wide = compute_dtype()
+        if not self.recipe.full_rank:
+            for path, factors in self._factors(list(paths), wide):
+                yield path, factors.delta(wide)
+            return
+        for batch, lifted in self._pipeline.merged(list(paths), wide, in_order=in_order):
+            for j, path in enumerate(batch):
+                yield path, lifted.b[j]
 
 
-def _compute_dtype() -> type[np.floating]:
-    return np.float64 if jax.config.jax_enable_x64 else np.float32
+def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
+    devices = jax.local_devices() if devices is None else list(devices)
+    if len(devices) < 2:
+        return None
+    return Mesh(np.array(devices), (kernels.AXIS,), axis_types=(AxisType.Auto,))
 
 
 def _common(values: Iterable[str | None]) -> str | None:

@@ -1,8 +1,13 @@
 """Spaces: the coordinates in which a merge is elementwise, and the way there and back.
 
-A space projects the factors of one module to coordinate arrays `[n, ...]`, n adapters, and lifts
-the combined arrays back to factors. Sparsifiers and consensus know nothing of it. A new space is a
-`project`, a `lift` and a line in `SPACES`.
+A space projects the factors of one module to coordinate arrays `[n, rows, columns]`, n adapters,
+and lifts the combined arrays back to factors. Sparsifiers and consensus know nothing of it. A new
+space is a `project`, a `lift` and a line in `SPACES`. Both are traced.
+
+QR and SVD are those of `jax.numpy.linalg`: LAPACK's Householder QR and divide-and-conquer SVD on
+CPU, cuSOLVER's on GPU, a QDWH-based SVD on TPU. Only thin factors and cores as wide as the sum of
+the ranks go through them. An eigendecomposition of the Gram matrix would be faster still, but it
+squares the condition number, and KnOTS keeps directions down to 1e-5 of the largest in float32.
 
 Axes: n adapters, o out, i in, r rank of one adapter, k kept singular directions.
 """
@@ -18,13 +23,12 @@ from jax import lax
 
 # On TPU and GPU the default precision of a float32 product is less than float32, and a merge
 # decides by signs and order.
-_PRECISION = lax.Precision.HIGHEST
+PRECISION = lax.Precision.HIGHEST
 
 # The official KnOTS code drops singular values up to this, absolute.
 _KNOTS_ABSOLUTE_TOLERANCE = 1e-5
 
-
-Pair = tuple[np.ndarray, np.ndarray]
+Pair = tuple[jax.Array, jax.Array]
 
 
 class Stack(NamedTuple):
@@ -46,8 +50,8 @@ class Coordinates(NamedTuple):
 
     Attributes:
         parts: Arrays `[n, rows, columns]` to be sparsified and combined each on its own.
-        live: For each part an int32 scalar, how many of its rows count for a trim; the rows after
-            those are zero by construction.
+        live: For each part an int32 scalar, how many of its rows count for a density; the rows
+            after those are zero by construction.
         frame: What `Space.lift` needs beside the combined parts.
     """
 
@@ -61,55 +65,60 @@ class Space:
     """A space of coordinates.
 
     Attributes:
-        project: From the factors of one module to its coordinates; traced.
+        project: From the factors of one module to its coordinates.
         weights: From weights `[n]` and scales `[n]` to the weights `[n]` of each part.
-        lift: From the combined parts and the frame of one module to `(a, b)` of scale 1, in
-            numpy; None where the one part is the dense delta itself. lambda is already in the last
-            part.
+        lift: From the combined parts and the frame of one module to `(a, b)` of scale 1; None
+            where the one part is the dense delta itself.
         equal_ranks: Whether all adapters must have one rank in a module.
+        precise: Whether the projection is computed in float64 where the device has it: singular
+            vectors err by eps * s_max / gap, which in float32 moves coordinates of a 4096 x 4096
+            module by 1e-4 and 40 in a million of them across the threshold of a trim.
     """
 
     project: Callable[[Stack], Coordinates]
     weights: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
-    lift: Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], Pair] | None
+    lift: Callable[[Sequence[jax.Array], Sequence[jax.Array]], Pair] | None
     equal_ranks: bool = False
+    precise: bool = False
 
 
-def _all_live(*parts: jax.Array) -> Coordinates:
-    return Coordinates(parts, tuple(jnp.asarray(x.shape[1], jnp.int32) for x in parts), ())
+def _all_live(parts: Sequence[jax.Array], frame: Sequence[jax.Array] = ()) -> Coordinates:
+    live = tuple(jnp.asarray(x.shape[1], jnp.int32) for x in parts)
+    return Coordinates(tuple(parts), live, tuple(frame))
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, precision=PRECISION)
 
 
 def _project_delta(stack: Stack) -> Coordinates:
     """Task vectors `scale * B @ A`, `[n, o, i]`."""
-    deltas = [
-        jnp.matmul(b * scale, a, precision=_PRECISION)
-        for a, b, scale in zip(stack.a, stack.b, stack.scale, strict=True)
-    ]
-    return _all_live(jnp.stack(deltas))
+    scaled = [b * scale for b, scale in zip(stack.b, stack.scale, strict=True)]
+    if len({a.shape for a in stack.a}) == 1:  # One batched product, in place.
+        return _all_live([_product(jnp.stack(scaled), jnp.stack(stack.a))])
+    return _all_live([jnp.stack([_product(b, a) for b, a in zip(scaled, stack.a, strict=True)])])
 
 
 def _project_factor(stack: Stack) -> Coordinates:
     """A `[n, r, i]` and B `[n, o, r]` apart; scales enter with the weights, as in PEFT."""
-    return _all_live(jnp.stack(stack.a), jnp.stack(stack.b))
+    return _all_live([jnp.stack(stack.a), jnp.stack(stack.b)])
 
 
-def _project_knots(stack: Stack) -> Coordinates:
-    """Each adapter's S V in the left singular basis that all task vectors share, `[n, k, i]`.
+def _knots_basis(stack: Stack):
+    """The SVD X = U S V of the task vectors side by side, X = [D_1 | ... | D_n].
 
-    For X = [D_1 | ... | D_n] = U S V (D_i = scale_i B_i A_i, side by side along the inputs) the
-    coordinates of adapter i are the columns of S V that belong to it. X is never built: with
-    [scale_1 B_1 | ... | scale_n B_n] = Q_b R_b and A_i^T = Q_i R_i, X = Q_b C blockdiag(Q_i)^T
-    for the small core C = [R_b1 R_1^T | ... | R_bn R_n^T]; as Q_b and the Q_i are orthonormal,
-    the SVD of C is that of X.
+    X is never built: with [scale_1 B_1 | ... | scale_n B_n] = Q_b R_b and A_i^T = Q_i R_i,
+    X = Q_b C blockdiag(Q_i)^T for the small core C = [R_b1 R_1^T | ... | R_bn R_n^T]; as Q_b and
+    the Q_i are orthonormal, the SVD of C is that of X.
 
     Singular values up to 1e-5, as in the official code, or up to width(C) * eps * s_max are
     noise: the latter is the error that the QRs and the SVD make in the working precision
-    (`numpy.linalg.matrix_rank` takes the same bound). Their directions become zero and do not
-    count for a trim. In float64 the relative bound is far below 1e-5 for any usual adapter.
+    (`numpy.linalg.matrix_rank` takes the same bound). In float64 the relative bound is far below
+    1e-5 for any usual adapter.
 
-    References:
-        Stoica et al., KnOTS (arXiv 2410.19735). The official code merges S V, as here, but takes
-        B A without the scale and trims over all modules at once.
+    Returns:
+        (U `[o, k]`, s `[k]`, kept `[k]`, a function from rows `[k, width(C)]` in the basis of C to
+        coordinates `[n, k, i]`).
     """
     # Adapters of one rank go through each step together: [g, ...] for the g of them.
     ranks = [a.shape[0] for a in stack.a]
@@ -122,23 +131,80 @@ def _project_knots(stack: Stack) -> Coordinates:
     for group, block in zip(groups, _split(r_b, columns), strict=True):
         q, r = jnp.linalg.qr(jnp.stack([stack.a[j].T for j in group]))  # q [g, i, q], r [g, q, r]
         block = block.reshape(block.shape[0], len(group), -1)
-        product = jnp.einsum("pgr,gqr->pgq", block, r, precision=_PRECISION)
+        product = jnp.einsum("pgr,gqr->pgq", block, r, precision=PRECISION)
         blocks.append(product.reshape(product.shape[0], -1))
         bases.append(q)
     core = jnp.concatenate(blocks, axis=1)
     p, s, vh = jnp.linalg.svd(core, full_matrices=False)  # s [k]
-
     noise = core.shape[1] * jnp.finfo(s.dtype).eps * s[0]
     kept = s > jnp.maximum(_KNOTS_ABSOLUTE_TOLERANCE, noise)
-    live = jnp.sum(kept, dtype=jnp.int32)  # s falls, so the kept rows come first
-    sv = jnp.where(kept, s, 0)[:, None] * vh
-    coordinates = [
-        jnp.einsum("kgq,giq->gki", block.reshape(-1, *q.shape[::2]), q, precision=_PRECISION)
-        for block, q in zip(_split(sv, blocks), bases, strict=True)
-    ]
     in_order = np.argsort(np.concatenate(groups))
-    basis = jnp.matmul(q_b, p, precision=_PRECISION)  # [o, k]
-    return Coordinates((jnp.concatenate(coordinates)[in_order],), (live,), (basis,))
+    # Of an adapter of zeros the SVD leaves rounding noise, which has signs and so would vote.
+    present = jnp.stack(
+        [
+            jnp.any(a != 0) & jnp.any(b != 0) & (scale != 0)
+            for a, b, scale in zip(stack.a, stack.b, stack.scale, strict=True)
+        ]
+    )
+
+    def coordinates(rows: jax.Array) -> jax.Array:
+        found = [
+            jnp.einsum("kgq,giq->gki", block.reshape(-1, *q.shape[::2]), q, precision=PRECISION)
+            for block, q in zip(_split(rows, blocks), bases, strict=True)
+        ]
+        joined = jnp.concatenate(found)
+        if (in_order != np.arange(len(ranks))).any():
+            joined = joined[in_order]
+        return jnp.where(present[:, None, None], joined, 0)
+
+    return _product(q_b, p), s, kept, coordinates, vh
+
+
+def _project_knots(stack: Stack) -> Coordinates:
+    """Each adapter's S V in the left singular basis that all task vectors share, `[n, k, i]`.
+
+    References:
+        Stoica et al., KnOTS (arXiv 2410.19735), as the official code merges. That code takes B A
+        without the scale and trims over all modules at once.
+    """
+    u, s, kept, coordinates, vh = _knots_basis(stack)
+    # s falls, so the kept rows come first.
+    live = jnp.sum(kept, dtype=jnp.int32)
+    return Coordinates((coordinates(jnp.where(kept, s, 0)[:, None] * vh),), (live,), (u,))
+
+
+def _project_knots_v(stack: Stack) -> Coordinates:
+    """Each adapter's V in that basis, `[n, k, i]`; S is multiplied to what was combined.
+
+    References:
+        KnOTS as its paper writes it (arXiv 2410.19735, section 4); a trim then weighs all
+        directions alike, where on S V those of large singular values win.
+    """
+    u, s, kept, coordinates, vh = _knots_basis(stack)
+    live = jnp.sum(kept, dtype=jnp.int32)
+    return Coordinates((coordinates(kept[:, None] * vh),), (live,), (u, jnp.where(kept, s, 0)))
+
+
+def _project_core(stack: Stack) -> Coordinates:
+    """The cores `scale U_b^T B A V_a`, `[n, k_b, k_a]`, in bases that all adapters share.
+
+    U_b are the left singular vectors of the B's side by side, V_a the right ones of the A's one
+    over the other; neither knows the scales.
+
+    References:
+        Panariello et al., Core Space (arXiv 2509.17786), section 3.
+    """
+    u_b, r_b = _singular_basis(stack.b)
+    u_a, r_a = _singular_basis([a.T for a in stack.a])
+    cores = [scale * _product(b, a.T) for scale, b, a in zip(stack.scale, r_b, r_a, strict=True)]
+    return _all_live([jnp.stack(cores)], [u_b, u_a])
+
+
+def _singular_basis(columns: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+    """Left singular vectors of matrices side by side, and each matrix in that basis."""
+    q, r = jnp.linalg.qr(jnp.concatenate(columns, axis=1))
+    p, _, _ = jnp.linalg.svd(r, full_matrices=False)
+    return _product(q, p), [_product(p.T, block) for block in _split(r, columns)]
 
 
 def _split(x: jax.Array, widths: Sequence[jax.Array]) -> list[jax.Array]:
@@ -146,13 +212,24 @@ def _split(x: jax.Array, widths: Sequence[jax.Array]) -> list[jax.Array]:
     return jnp.split(x, np.cumsum([w.shape[1] for w in widths])[:-1], axis=1)
 
 
-def _lift_knots(parts: Sequence[np.ndarray], frame: Sequence[np.ndarray]) -> Pair:
-    """B = U `[o, k]`, A = the combined S V `[k, i]`, without directions that came out zero."""
-    (a,), (b,) = parts, frame
-    directions = np.flatnonzero(a.any(axis=1))
-    if directions.size == 0:
-        return np.zeros_like(a[:1]), np.zeros_like(b[:, :1])
-    return a[directions], b[:, directions]
+def _lift_factor(parts: Sequence[jax.Array], frame: Sequence[jax.Array]) -> Pair:
+    del frame
+    return parts[0], parts[1]
+
+
+def _lift_knots(parts: Sequence[jax.Array], frame: Sequence[jax.Array]) -> Pair:
+    """A = the combined S V `[k, i]`, B = U `[o, k]`."""
+    return parts[0], frame[0]
+
+
+def _lift_knots_v(parts: Sequence[jax.Array], frame: Sequence[jax.Array]) -> Pair:
+    """A = S times the combined V `[k, i]`, B = U `[o, k]`."""
+    return frame[1][:, None] * parts[0], frame[0]
+
+
+def _lift_core(parts: Sequence[jax.Array], frame: Sequence[jax.Array]) -> Pair:
+    """A = the combined core in the shared basis of the inputs `[k_b, i]`, B = U_b `[o, k_b]`."""
+    return _product(parts[0], frame[1].T), frame[0]
 
 
 def _factor_weights(weights: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -169,20 +246,9 @@ def _plain_weights(weights: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray,
 
 
 SPACES: dict[str, Space] = {
-    "delta": Space(
-        project=_project_delta,
-        weights=_plain_weights,
-        lift=None,
-    ),
-    "factor": Space(
-        project=_project_factor,
-        weights=_factor_weights,
-        lift=lambda parts, frame: (parts[0], parts[1]),
-        equal_ranks=True,
-    ),
-    "knots": Space(
-        project=_project_knots,
-        weights=_plain_weights,
-        lift=_lift_knots,
-    ),
+    "delta": Space(_project_delta, _plain_weights, lift=None),
+    "factor": Space(_project_factor, _factor_weights, _lift_factor, equal_ranks=True),
+    "knots": Space(_project_knots, _plain_weights, _lift_knots, precise=True),
+    "knots_v": Space(_project_knots_v, _plain_weights, _lift_knots_v, precise=True),
+    "core": Space(_project_core, _plain_weights, _lift_core, precise=True),
 }

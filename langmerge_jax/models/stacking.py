@@ -59,10 +59,16 @@ def stack(
       LoRA state with leaves [l, n, ...].
 
     Raises:
-      InputError: if an adapter has a module that the model has not, or of another shape.
+      InputError: if an adapter has a module that the model has not, or of another shape, or fully
+        trained tensors.
     """
     shapes = config.projections()
     for name, adapter in adapters.items():
+        if adapter.heads:
+            raise InputError(
+                f"adapter {name!r}: {next(iter(adapter.heads))} was trained in full, which the "
+                "model here cannot take beside its base; fold the adapter into a model instead"
+            )
         for module, factors in adapter.modules.items():
             match = MODULE.fullmatch(module)
             found = match and int(match[1]) < config.num_hidden_layers and match[3] in shapes

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from langmerge_jax.adapters import load_adapter, save_adapter
-from langmerge_jax.adapters import peft as peft_format
+from langmerge_jax.adapters import Factors, load_adapter, save_adapter, write_adapter
 from langmerge_jax.errors import InputError
+from langmerge_jax.tensorfiles import TensorWriter
 
 REAL = pathlib.Path(__file__).parents[2] / "../shared/realdata/lora_adapters/open-calm-1b_r1"
 Q0, Q1 = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"
@@ -108,8 +108,13 @@ def test_rank_and_scale_follow_the_config(written):
         ("lora_bias", True),
         ("bias", "lora_only"),
         ("modules_to_save", ["lm_head"]),
+        ("modules_to_save", "lm_head"),
+        ("target_modules", ["v_proj"]),
+        ("target_modules", ["q_proj", "model.layers.7.self_attn.q_proj"]),
+        ("target_modules", r".*v_proj"),
+        ("target_modules", "("),
+        ("target_modules", [1]),
         ("trainable_token_indices", [1, 2]),
-        ("fan_in_fan_out", True),
         ("target_parameters", ["experts.gate_up_proj"]),
         ("layer_replication", [[0, 2], [1, 3]]),
         ("alora_invocation_tokens", [5]),
@@ -138,11 +143,11 @@ def test_a_setting_that_cannot_be_represented_is_refused_by_file_and_field(writt
     [
         (f"{PREFIX}{Q0}.lora_magnitude_vector", "DoRA"),
         (f"{PREFIX}{Q0}.lora_B.bias", "a bias of lora_B"),
-        (f"{PREFIX}model.embed_tokens.lora_embedding_A", "embedding"),
         (f"{PREFIX}lm_head.modules_to_save.weight", "fully trained module"),
         (f"{PREFIX}lm_head.base_layer.weight", "save_embedding_layers=False"),
-        (f"{PREFIX}lm_head.weight", "no LoRA factor"),
-        (f"{Q1}.lora_A.weight", "no LoRA factor"),
+        (f"{PREFIX}lm_head.weight", "save_embedding_layers=False"),
+        (f"{PREFIX}{Q0}.lora_embedding_A.weight", "neither a factor of LoRA"),
+        (f"{Q1}.lora_A.weight", r"outside of base_model\.model\."),
     ],
 )
 def test_a_tensor_that_cannot_be_represented_is_refused_by_name(written, key, message):
@@ -155,6 +160,48 @@ def test_half_a_pair_is_refused(written):
     directory = written(tensors={f"{PREFIX}{Q0}.lora_B.weight": None})
     with pytest.raises(InputError, match=r"q_proj has no lora_B\.weight"):
         load_adapter(directory)
+    embedding = {f"{PREFIX}{Q1}.lora_embedding_B": np.ones((4, 2), np.float32)}
+    with pytest.raises(InputError, match=r"layers\.1.*q_proj has no lora_embedding_A"):
+        load_adapter(written(tensors=embedding))
+    both = {f"{PREFIX}{Q0}.lora_embedding_{x}": np.ones((2, 2), np.float32) for x in "AB"}
+    with pytest.raises(InputError, match=r"q_proj has lora_A\.weight and lora_embedding_A"):
+        load_adapter(written(tensors=both))
+
+
+def test_values_that_are_not_finite_are_counted_by_file_and_module(written):
+    broken = np.ones((2, 6), np.float32)
+    broken[1, 2:5] = np.nan, np.inf, -np.inf
+    directory = written(tensors={f"{PREFIX}{Q0}.lora_A.weight": broken})
+    with pytest.raises(InputError) as error:
+        load_adapter(directory)
+    assert str(error.value) == (
+        f"{directory}/adapter_model.safetensors: {Q0}: lora_A holds 3 NaN or infinite values of "
+        "12; the run that made the adapter diverged"
+    )
+    heads = {f"{PREFIX}score.weight": broken}
+    with pytest.raises(InputError, match=r"score\.weight holds 3 NaN or infinite values of 12"):
+        load_adapter(written({"modules_to_save": ["score"]}, heads))
+
+
+def test_heads_are_told_from_other_tensors_by_the_config(written):
+    heads = {
+        f"{PREFIX}{name}": np.full((2, 2), i, np.float32)
+        for i, name in enumerate(("classifier.dense.weight", "lm_head.weight"))
+    }
+    config = {"modules_to_save": ["classifier", "score", "lm_head"], "task_type": "SEQ_CLS"}
+    adapter = load_adapter(written(config, heads))
+    assert list(adapter.heads) == ["classifier.dense.weight", "lm_head.weight"]
+    assert adapter.heads["lm_head.weight"].tolist() == [[1, 1], [1, 1]]
+    with pytest.raises(InputError, match="names 'embed_tokens', of which there is no tensor"):
+        load_adapter(written({"modules_to_save": ["classifier", "lm_head", "embed_tokens"]}, heads))
+    with pytest.raises(InputError, match="names 'score', of which there is no tensor"):
+        load_adapter(written({"modules_to_save": ["score"]}, dict.fromkeys(heads)))
+
+
+def test_factors_are_views_of_the_file(written):
+    factors = load_adapter(written()).modules[Q0]
+    assert not factors.a.flags.owndata
+    assert not factors.a.flags.writeable
 
 
 def test_factors_of_a_convolution_are_refused(written):
@@ -223,7 +270,7 @@ def test_a_failed_write_leaves_the_old_adapter_and_no_litter(tmp_path, make_adap
     def full_disk(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(peft_format.safetensors.numpy, "save_file", full_disk)
+    monkeypatch.setattr(TensorWriter, "_finish", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_adapter(tmp_path / "out", new)
     assert_same(load_adapter(tmp_path / "out"), old)
@@ -244,3 +291,158 @@ def test_the_directory_has_the_users_usual_permissions(tmp_path, make_adapter):
     save_adapter(tmp_path / "out", make_adapter({Q0: (4, 6, 2, 1.0)}))
     usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == usual
+
+
+@pytest.fixture
+def sharded(tmp_path, make_adapter):
+    """An adapter of three modules in two shards with an index, and the adapter."""
+    modules = {Q0: (4, 6, 2, 2.0), Q1: (4, 6, 2, 2.0), "lm_head": (8, 6, 2, 2.0)}
+    adapter = make_adapter(modules)
+    save_adapter(tmp_path / "x", adapter)
+    whole = tmp_path / "x/adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(whole)
+    whole.unlink()
+    places = {}
+    for i, keys in enumerate((sorted(tensors)[:3], sorted(tensors)[3:]), start=1):
+        name = f"adapter_model-{i:05}-of-00002.safetensors"
+        safetensors.numpy.save_file({key: tensors[key] for key in keys}, tmp_path / "x" / name)
+        places |= dict.fromkeys(keys, name)
+    index = tmp_path / "x/adapter_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return tmp_path / "x", adapter
+
+
+def test_shards_are_read_with_and_without_an_index(sharded):
+    directory, adapter = sharded
+    assert_same(load_adapter(directory), adapter)
+    (directory / "adapter_model.safetensors.index.json").unlink()
+    assert_same(load_adapter(directory), adapter)
+
+
+def test_an_incomplete_set_of_shards_is_refused(sharded):
+    directory, adapter = sharded
+    second = directory / "adapter_model-00002-of-00002.safetensors"
+    index = directory / "adapter_model.safetensors.index.json"
+    (directory / "adapter_model.safetensors").write_bytes(second.read_bytes())
+    with pytest.raises(InputError, match=r"stands beside adapter_model\.safetensors\.index\.json"):
+        load_adapter(directory)
+    (directory / "adapter_model.safetensors").unlink()
+    content = second.read_bytes()
+    second.unlink()
+    with pytest.raises(InputError, match=r"00002-of-00002\.safetensors: cannot be read"):
+        load_adapter(directory)
+    text = index.read_text()
+    index.write_text('{"weight_map": {"a": "../secret.safetensors"}}')
+    with pytest.raises(InputError, match="names files of another directory"):
+        load_adapter(directory)
+    index.write_text("{}")
+    with pytest.raises(InputError, match="no valid index of shards"):
+        load_adapter(directory)
+    index.unlink()
+    with pytest.raises(InputError, match=r"has 1 shards, by adapter_model-00001.* to have 2"):
+        load_adapter(directory)
+    second.write_bytes(content)
+    index.write_text(text.replace(".lora_A.weight", ".lora_C.weight", 1))
+    with pytest.raises(InputError, match=r"is not in adapter_model\.safetensors\.index\.json"):
+        load_adapter(directory)
+    index.unlink()
+    save_adapter(directory, adapter)
+    assert sorted(os.listdir(directory)) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git LFS pointer"),
+        (b"<!doctype html><title>Not found</title>", "web page"),
+        (b"PK\x03\x04archive/data.pkl", "pickle"),
+    ],
+)
+def test_a_file_of_another_format_is_named_as_such(written, content, what):
+    path = written() / "adapter_model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{path}: no valid safetensors file \(.*{what}"):
+        load_adapter(path.parent)
+
+
+def factors(value, rank=2, embedding=False):
+    a, b = np.full((rank, 6), value, np.float32), np.full((4, rank), value, np.float32)
+    return Factors(a, b, 1.0, embedding=embedding)
+
+
+def test_modules_are_written_as_they_come(tmp_path, monkeypatch):
+    """Each module is in the file before the next one is made."""
+    added = []
+    add = TensorWriter.add
+    monkeypatch.setattr(TensorWriter, "add", lambda *a: (added.append(a[1]), add(*a)))
+
+    def stream():
+        for i in range(5):
+            assert len(added) == 2 * i
+            yield f"layers.{i}.q_proj", factors(i, rank=1 + i % 2, embedding=i == 3)
+
+    def companions():
+        assert len(added) == 11
+        return {"README.md": "# card", "merge.json": "{}"}
+
+    write_adapter(
+        tmp_path / "out",
+        stream(),
+        base="llama",
+        revision="v1",
+        task_type="SEQ_CLS",
+        heads={"score.weight": np.ones((3, 4), np.float16)},
+        fan_in_fan_out=True,
+        companions=companions,
+    )
+    adapter = load_adapter(tmp_path / "out")
+    assert [x.rank for x in adapter.modules.values()] == [1, 2, 1, 2, 1]
+    assert [x.a[0, 0] for x in adapter.modules.values()] == [0, 1, 2, 3, 4]
+    assert [x.embedding for x in adapter.modules.values()] == [False] * 3 + [True, False]
+    assert (adapter.base, adapter.revision, adapter.task_type) == ("llama", "v1", "SEQ_CLS")
+    assert adapter.fan_in_fan_out
+    assert adapter.heads["score.weight"].dtype == np.float16
+    assert (tmp_path / "out/README.md").read_text() == "# card"
+
+
+def test_names_without_number_are_written_however_long(tmp_path):
+    """A header larger than the room that is left without knowing the paths."""
+    modules = {f"model.{'x' * 500}.layers.{i}": factors(i % 7) for i in range(400)}
+    write_adapter(tmp_path / "out", iter(modules.items()))
+    assert {path: x.a[0, 0] for path, x in load_adapter(tmp_path / "out").modules.items()} == {
+        path: x.a[0, 0] for path, x in modules.items()
+    }
+
+
+@pytest.mark.parametrize("fault", ["stream", "companions", "empty"])
+def test_a_stream_that_breaks_leaves_the_old_adapter_and_no_litter(tmp_path, make_adapter, fault):
+    old = make_adapter({Q0: (4, 6, 2, 1.0)})
+    save_adapter(tmp_path / "out", old)
+
+    def stream():
+        if fault != "empty":
+            yield Q1, factors(1)
+        if fault == "stream":
+            raise KeyboardInterrupt
+
+    def companions():
+        raise KeyboardInterrupt
+
+    with pytest.raises(InputError if fault == "empty" else KeyboardInterrupt):
+        write_adapter(tmp_path / "out", stream(), companions=companions)
+    assert_same(load_adapter(tmp_path / "out"), old)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_card_is_replaced_only_where_it_was_written_here(tmp_path, make_adapter):
+    adapter = make_adapter({Q0: (4, 6, 2, 1.0)})
+    write_adapter(tmp_path / "out", adapter.modules.items(), companions={"README.md": "mine"})
+    with pytest.raises(InputError, match=r"holds 'README\.md'"):
+        save_adapter(tmp_path / "out", adapter)
+    assert (tmp_path / "out/README.md").read_text() == "mine"
+    (tmp_path / "out/merge.json").write_text("{}")
+    save_adapter(tmp_path / "out", adapter)
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]

@@ -36,9 +36,9 @@ def test_adapters_of_different_bases_are_refused_unless_only_their_names_differ(
     renamed = make_adapters()["ja"]
     object.__setattr__(renamed, "base", "another name")
     pair = {"en": adapters["en"], "ja": renamed}
-    with pytest.raises(InputError, match="check_base_name=False"):
+    with pytest.raises(InputError, match="set allow_base_mismatch"):
         merge(pair, "linear")
-    assert merge(pair, "linear", check_base_name=False).base == "base"
+    assert merge(pair, "linear", allow_base_mismatch=True).base == "base"
 
 
 def test_factor_space_needs_equal_ranks(make_adapters):

@@ -10,15 +10,27 @@ def test_a_name_is_read_to_the_recipe_it_names():
     assert parse("ties@0.2*1.5") == Recipe("delta", "magnitude", "ties", density=0.2, lam=1.5)
     assert parse("linear*0.2") == Recipe("cat", "none", "sum", lam=0.2)
     assert parse("cat") == parse("linear")
+    assert parse("ties@0.5,rank=64,scope=global") == Recipe(
+        "delta", "magnitude", "ties", density=0.5, rank=64, scope="global"
+    )
+    assert parse("peft/ties_svd@0.5,rank=8").rank == 8
+    assert parse("peft/ties_svd@0.5,rank=8").name == "peft/ties_svd@0.5,rank=8"
+    assert parse("svd,rank=0.95").rank == 0.95
+    assert parse("svd,rank=exact").name == "linear"
     assert parse("knots:none:sum") == Recipe("knots", "none", "sum")
 
 
 @pytest.mark.parametrize("density", ["1.0", "0.5", "0.1", "0.30000000000000004", "1e-07"])
 @pytest.mark.parametrize("gain", ["", "*0.7", "*-2.0"])
 def test_every_recipe_has_a_name_that_is_read_back(density, gain):
-    for preset in set(PRESETS) - {"cat"}:
-        text = preset if PRESETS[preset][1] == "none" else f"{preset}@{density}"
-        assert parse(text + gain).name == text + gain
+    for name, preset in PRESETS.items():
+        text = name if preset.fields["sparsify"] == "none" else f"{name}@{density}"
+        text = text + gain + (",epsilon=1e-09" if "della" in name else "")
+        recipe = parse(text)
+        assert parse(recipe.name) == recipe
+        # Of two names for one recipe, the first is its own.
+        first = next(n for n, p in PRESETS.items() if p.fields == preset.fields)
+        assert recipe.name == text.replace(name, first, 1)
     assert parse(f"knots:dare:sum@{density}{gain}").name == f"knots:dare:sum@{density}{gain}"
 
 
@@ -45,8 +57,21 @@ def test_every_recipe_has_a_name_that_is_read_back(density, gain):
         ("cat:magnitude:sum@0.5", "no longer the exact sum"),
         ("cat:none:ties", "no common entries"),
         ("factor:none:ties", "square roots"),
-        ("delta:none:peft_ties", "PEFT's rule"),
-        ("knots:none:peft_ties", "PEFT's rule"),
+        ("factor:none:ties,election=unweighted", "weigh no mean"),
+        ("factor:none:mean", "is not the mean of B A"),
+        ("factor:della:sum@0.5", "no such type"),
+        ("factor:none:sce", "no such type"),
+        ("peft/ties@0.5,scope=global", "on their own"),
+        ("ties@0.5,scope=modul", "unknown scope .*did you mean 'module'"),
+        ("ties@0.5,rank=0", "rank is 0"),
+        ("ties@0.5,rank=1.5", "rank is 1.5"),
+        ("ties@0.5,rank=few", "rank is nan"),
+        ("ties@0.5,rank", "'rank' is not option=value"),
+        ("ties@0.5,gama=1", "unknown option 'gama'; did you mean 'gamma'"),
+        ("ties@0.5,gamma=0.1", "gamma=0.1 means nothing without sparsify breadcrumbs"),
+        ("linear,scope=global", "means nothing without sparsify magnitude"),
+        ("della@0.9", "leaves .* give epsilon="),
+        ("della@0.9,epsilon=-1", "epsilon is -1"),
     ],
 )
 def test_a_recipe_without_a_meaning_is_refused_with_the_way_out(text, message):
