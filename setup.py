@@ -28,6 +28,8 @@ setuptools.setup(
         "orbax-checkpoint>=0.12",
         "safetensors>=0.6",
         "scikit-learn>=1.5",
+        # Keeps LAPACK to one thread where its threads would wait for each other.
+        "threadpoolctl>=3.5",
         "tokenizers>=0.21",
         "tqdm>=4.66",
         "transformers>=5.0",

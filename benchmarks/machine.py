@@ -1,5 +1,6 @@
-"""What the machine is that a benchmark ran on."""
+"""What the machine is that a benchmark ran on, and when."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
@@ -7,14 +8,23 @@ import platform
 import re
 from typing import Any
 
+import jax
 
-def describe_machine() -> dict[str, Any]:
-    """Returns {cpu, cores, python, jax}."""
+
+def describe_machine(*packages: str) -> dict[str, Any]:
+    """Returns {device, cpu, cores, memory_gb, date, python, jax}.
+
+    Args:
+        *packages: Others than jax whose versions count.
+    """
     info = pathlib.Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.+)", info.read_text()) if info.exists() else None
     return {
+        "device": jax.devices()[0].device_kind,
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
-        "jax": importlib.metadata.version("jax"),
+        **{name: importlib.metadata.version(name) for name in ("jax", *packages)},
     }

@@ -2,7 +2,7 @@
 
   .venv-test/bin/python -m docs.from_recipes
 
-tests/test_docs.py checks that the committed page is what this makes.
+tests/test_merging_page.py checks that the committed page is what this makes.
 """
 
 import pathlib
@@ -45,7 +45,7 @@ merged = merge(adapters, "ties_knots@0.5", weights={"en": 2.0, "de": 1.0, "fr": 
 - **`ties@0.5`** and **`dare_ties@0.5`** work on the weights themselves. What comes out is full
   rank: `--base=DIR` folds it into a model, `--rank=64` truncates it and says what is lost.
 - The presets under `peft/`, `mergekit/`, `knots/` and `ties/` do what those implementations do, to
-  compare with or to reproduce.
+  compare with or to reproduce; where a random mask is drawn, it is another one.
 
 Which is best for given adapters is for validation data to say: `config.merge.recipes` tries several
 and `config.merge.tune_recipes` and `tune_lambda` search among them.

@@ -1,9 +1,11 @@
 """What the doors share: flags, logging, and how bad input ends."""
 
+import errno
 import logging
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,6 +14,17 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from langmerge_jax.errors import InputError
+from langmerge_jax.files import NO_ROOM
+
+# What a user can do about an OSError; anything else wants a look at the path.
+_WAYS_OUT = {
+    **dict.fromkeys(NO_ROOM, "free space or choose another directory"),
+    errno.EEXIST: "no directory can be made there, choose another",
+    errno.ENOTDIR: "no directory can be made there, choose another",
+    errno.EACCES: "get permission or choose another directory",
+    errno.EPERM: "get permission or choose another directory",
+    errno.EROFS: "choose another directory",
+}
 
 # The flags below belong to the door that asks for them, so that its --help shows them.
 flags.disclaim_key_flags()
@@ -55,15 +68,40 @@ def _unknown_key(argv: Sequence[str], report: str) -> str:
 
 
 def _bad_input(message: str) -> None:
+    _end(message, 2)
+
+
+def _end(message: str, status: int) -> None:
     line = re.sub(r"\s+", " ", message).strip()
     print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
+
+
+def _said(error: OSError) -> str:
+    """What the system refused, and the way out; some libraries raise it with a text alone."""
+    if error.strerror is None:
+        return str(error) or type(error).__name__
+    if error.filename is None:
+        place, way_out = "", _WAYS_OUT.get(error.errno)
+    else:
+        place, way_out = f"{error.filename}: ", _WAYS_OUT.get(error.errno, "check that path")
+    return place + error.strerror + (f"; {way_out}" if way_out else "")
+
+
+def _terminate(number: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + number)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a door: parses flags, sets up logging, and turns InputError into status 2."""
+    """Runs a door: parses flags, sets up logging, and says in one line what went wrong.
+
+    InputError ends with status 2, OSError with status 1. SIGTERM, by which a scheduler ends a job,
+    unwinds the door with status 143, so that no half result is left.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
+        signal.signal(signal.SIGTERM, _terminate)
         if len(argv) > 1:
             _bad_input(f"unknown argument {argv[1]!r}; settings are given as --config.key=value")
         logging.basicConfig(
@@ -78,6 +116,8 @@ def run(main: Callable[[], None]) -> None:
             main()
         except InputError as error:
             _bad_input(str(error))
+        except OSError as error:
+            _end(_said(error), 1)
 
     app.run(guarded, flags_parser=_parse_flags)
 

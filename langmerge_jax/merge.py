@@ -52,10 +52,36 @@ _BASE = flags.DEFINE_string("base", None, "Base model's directory: writes a full
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what it will take, and write nothing.")
 
 
+# Flags of a merge of --adapters; the merges of a config are set by the config.
+_OF_ADAPTERS = [
+    "method",
+    "density",
+    "lambda",
+    "rank",
+    "seed",
+    "weights",
+    "missing",
+    "heads",
+    "allow_base_mismatch",
+    "dtype",
+    "output",
+    "base",
+    "dry_run",
+]
+
+
 def main() -> None:
     if _ADAPTERS.value:
+        if flags.FLAGS.config is not None:
+            raise InputError("--adapters and --config are two ways to say what is merged; give one")
         _merge_directories()
         return
+    for name in _OF_ADAPTERS:
+        if flags.FLAGS[name].present:
+            raise InputError(
+                f"--{name} is for --adapters, which are missing; the merges of a config are set by "
+                "its config.merge"
+            )
     config, workdir = cli.config_and_workdir()
     # Imported here, so that --help and wrong flags answer at once.
     from langmerge_jax.lifecycle.merging import merge_all
@@ -67,21 +93,28 @@ def main() -> None:
 
 def _merge_directories() -> None:
     sources = {name: pathlib.Path(value) for name, value in _pairs(_ADAPTERS.value)}
+    base = None if _BASE.value is None else pathlib.Path(_BASE.value)
     if _OUTPUT.value is None and not _DRY_RUN.value:
         raise InputError("--output is missing; name the directory to write")
     from langmerge_jax.adapters import load_adapter
     from langmerge_jax.lifecycle.writing import write_merged_adapter, write_merged_model
-    from langmerge_jax.merging import Merge, parse
-    from langmerge_jax.merging.plan import plan
+    from langmerge_jax.merging import Merge
     from langmerge_jax.merging.weights import read_weights
 
-    recipe = parse(_recipe())
-    if recipe.full_rank and _BASE.value is None:
+    recipe = _recipe()
+    if recipe.full_rank and base is None:
         raise InputError(
             f"{recipe.name} is full rank and fits no adapter; give --rank, such as 64 or 0.95, to "
             "truncate it, --base to fold it into full weights, or a low-rank method such as "
             "ties_knots"
         )
+    if base is not None and _DTYPE.value is not None:
+        raise InputError("--dtype is an adapter's; a model that is folded keeps its base's")
+    if base is not None and not (base / "config.json").is_file():
+        raise InputError(f"--base={base}: no Hugging Face model directory, it has no config.json")
+    output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
+    if output is not None:
+        _check_output(output, [*sources.values(), *([base] if base else [])])
     ready = Merge(
         {name: load_adapter(directory) for name, directory in sources.items()},
         recipe,
@@ -93,32 +126,53 @@ def _merge_directories() -> None:
         dtype=_DTYPE.value,
     )
     if _DRY_RUN.value:
+        from langmerge_jax.merging.plan import plan
         from langmerge_jax.reporting.card import plan_table
 
-        print(plan_table(plan(ready), f"Plan of {recipe.name}; nothing is written").text())
+        found = plan(ready, folded=base is not None)
+        print(plan_table(found, f"Plan of {recipe.name}; nothing is written").text())
         return
-    output, done = pathlib.Path(_OUTPUT.value), f"merged {len(sources)} adapters by {recipe.name}"
-    if _BASE.value is not None:
-        write_merged_model(ready, sources, pathlib.Path(_BASE.value), output)
-        print(f"{done}: full model, {output}")
-        return
-    facts = write_merged_adapter(ready, sources, output)
+    if base is not None:
+        facts = write_merged_model(ready, sources, base, output)
+    else:
+        facts = write_merged_adapter(ready, sources, output)
     if facts["energy"] is not None:
         print(f"truncated: {facts['energy']:.4f} of the energy is kept")
-    print(f"{done}: adapter of rank {facts['rank']}, {output}")
+    what = "full model" if base is not None else f"adapter of rank {facts['rank']}"
+    print(f"merged {len(sources)} adapters by {ready.recipe.name}: {what}, {output}")
 
 
-def _recipe() -> str:
-    """The text of a recipe that method, density, lambda and rank make together."""
+def _check_output(output: pathlib.Path, inputs: list[pathlib.Path]) -> None:
+    """Refuses a directory that is an input, or that holds anything but an earlier merge."""
+    for path in inputs:
+        if output.resolve() == path.resolve():
+            raise InputError(f"--output={output} is an input of this merge; give another directory")
+    if output.is_dir() and any(output.iterdir()) and not (output / "merge.json").is_file():
+        raise InputError(
+            f"--output={output} holds {min(x.name for x in output.iterdir())!r}, which no merge "
+            "wrote (it has no merge.json); give another directory"
+        )
+
+
+def _recipe():
+    """The recipe that method, density, lambda and rank make together."""
+    from langmerge_jax.merging import parse
+
     method, *options = _METHOD.value.split(",")
-    if _DENSITY.value is not None:
-        method += f"@{_DENSITY.value}"
-    if flags.FLAGS["lambda"].value != 1:
-        method += f"*{flags.FLAGS['lambda'].value}"
+    given = {
+        "density": ("@", _DENSITY.value),
+        "lambda": ("*", flags.FLAGS["lambda"].value if flags.FLAGS["lambda"].present else None),
+    }
+    for flag, (sign, value) in given.items():
+        if value is None:
+            continue
+        if sign in method:
+            raise InputError(f"--{flag}={value}: --method={_METHOD.value} has one already")
+        at = method.find("*") if sign == "@" and "*" in method else len(method)
+        method = f"{method[:at]}{sign}{value}{method[at:]}"
     if _RANK.value is not None:
-        options = [option for option in options if not option.startswith("rank=")]
         options.append(f"rank={_RANK.value}")
-    return ",".join([method, *options])
+    return parse(",".join([method, *options]))
 
 
 def _pairs(entries: list[str]):
@@ -127,6 +181,8 @@ def _pairs(entries: list[str]):
         name, equals, value = entry.partition("=")
         if not (name and equals and value):
             raise InputError(f"--adapters: {entry!r} is not name=directory")
+        if ":" in name:
+            raise InputError(f"--adapters: {name!r} has a colon, which --weights reads otherwise")
         if name in seen:
             raise InputError(f"--adapters: {name!r} is given twice")
         seen.add(name)

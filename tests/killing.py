@@ -113,5 +113,5 @@ def repeated(workdir: pathlib.Path, undisturbed: pathlib.Path) -> list[dict[str,
 
 def left_over(workdir: pathlib.Path) -> list[str]:
     """Returns what an unfinished run has and a finished one has not."""
-    patterns = ("training/**/checkpoints", "**/.*.unfinished*", "**/.*.removed")
+    patterns = ("training/**/checkpoints", "**/.*.unfinished*", "**/.*.replaced", "**/.*.removed")
     return [str(path.relative_to(workdir)) for x in patterns for path in workdir.glob(x)]

@@ -38,15 +38,17 @@ def count_not_finite(array: np.ndarray) -> int:
     )
 
 
+class NotFiniteError(InputError):
+    """Numbers that are none."""
+
+
 def _check_values(label: str, array: np.ndarray) -> None:
     if array.dtype not in _EXPONENTS:
         names = ", ".join(t.name for t in FLOAT_DTYPES)
         raise InputError(f"{label} has dtype {array.dtype}; an adapter holds {names}")
     if found := count_not_finite(array):
-        raise InputError(
-            f"{label} holds {found} NaN or infinite value{'s' * (found > 1)} of {array.size}; "
-            "the run that made the adapter diverged"
-        )
+        values = f"value{'s' * (found > 1)}"
+        raise NotFiniteError(f"{label} holds {found} NaN or infinite {values} of {array.size}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ class Factors:
 
     Raises:
         InputError: If a factor is no matrix of floats, the ranks disagree, a dimension is empty
-            or a value is not finite.
+            or a value is not finite (`NotFiniteError`).
     """
 
     a: np.ndarray

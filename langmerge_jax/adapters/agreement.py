@@ -24,23 +24,29 @@ def check_same_base(
     """Checks that adapters belong to one base model, so that their deltas can be added.
 
     Bases whose names differ in nothing but a quantisation (`org/model` and
-    `other/Model-bnb-4bit`) are one base, and a warning is logged. An adapter that names no base
-    agrees with every name.
+    `other/Model-bnb-4bit`) are one base, and a warning is logged. An adapter that names no base, no
+    revision or no task agrees with every one; revisions are those of one repository, so they are
+    compared under one name alone.
 
     Args:
         adapters: Adapters by the name to use in messages.
-        allow_base_mismatch: Whether the base models' names may differ: one base may be addressed
-            by two paths. Modules and shapes are compared all the same.
+        allow_base_mismatch: Whether the base models' names and revisions and the tasks may differ:
+            one base may be addressed by two paths. Modules and shapes are compared all the same.
         allow_missing: Whether an adapter may lack modules that another has.
 
     Raises:
-        InputError: If base names, module sets, module shapes or the layout of weights differ.
+        InputError: If base names, revisions, tasks, module sets, module shapes or the layout of
+            weights differ.
     """
     if not adapters:
         return
     first, *others = sorted(adapters)
     if not allow_base_mismatch:
-        _check_names({name: adapters[name].base for name in sorted(adapters)})
+        _check_names(adapters)
+        for base in dict.fromkeys(adapter.base for adapter in adapters.values()):
+            alike = {name: x for name, x in adapters.items() if x.base == base}
+            _check_field(alike, "revision", "versions of the base model")
+        _check_field(adapters, "task_type", "tasks")
     for name in others:
         mine, theirs = adapters[name].fan_in_fan_out, adapters[first].fan_in_fan_out
         if mine != theirs:
@@ -57,11 +63,27 @@ def check_same_base(
             _check_shapes(path, name, factors, owner, adapters[owner].modules[path])
 
 
-def _check_names(bases: Mapping[str, str | None]) -> None:
-    named = {name: base for name, base in bases.items() if base}
+def common_base(adapters: Mapping[str, Adapter]) -> str | None:
+    """Returns the base of a merge: of names that differ in quantisation alone the full model's.
+
+    Args:
+        adapters: Adapters that passed `check_same_base`. Where that let other names differ, the
+            first adapter that names a base decides, in the order of the adapters' names.
+    """
+    named = [adapters[name].base for name in sorted(adapters) if adapters[name].base]
+    for base in named:
+        last, full = _parts(base)
+        if last == full == _parts(named[0])[1]:
+            return base
+    return named[0] if named else None
+
+
+def _check_names(adapters: Mapping[str, Adapter]) -> None:
+    named = {name: adapters[name].base for name in sorted(adapters) if adapters[name].base}
     if not named:
         return
-    anchor = next(iter(named))
+    # A full model's, with which a second full model's name does not agree, and a copy's does.
+    anchor = next(name for name in named if named[name] == common_base(adapters))
     for name, base in named.items():
         if base != named[anchor] and not _differ_in_quantisation(base, named[anchor]):
             raise InputError(
@@ -76,11 +98,29 @@ def _check_names(bases: Mapping[str, str | None]) -> None:
         )
 
 
+def _check_field(adapters: Mapping[str, Adapter], field: str, what: str) -> None:
+    values = {name: getattr(adapters[name], field) for name in sorted(adapters)}
+    named = {name: value for name, value in values.items() if value}
+    for name, value in named.items():
+        anchor = next(iter(named))
+        if value != named[anchor]:
+            raise InputError(
+                f"adapter {name!r}: {field} is {value!r}, {anchor!r} has {named[anchor]!r}; "
+                f"adapters of different {what} cannot be merged "
+                "(if they belong together all the same, set allow_base_mismatch)"
+            )
+
+
+def _parts(base: str) -> tuple[str, str]:
+    """The last component of a name, and the same without what tells a quantisation."""
+    last = re.split(r"[/\\]", base.rstrip("/\\"))[-1].lower()
+    return last, _QUANTISED.sub("", last)
+
+
 def _differ_in_quantisation(base: str, other: str) -> bool:
-    last = [re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower() for name in (base, other)]
-    full = [_QUANTISED.sub("", name) for name in last]
+    (last, full), (other_last, other_full) = _parts(base), _parts(other)
     # Equal last components alone are no sign of one model: runs/a/base and runs/b/base.
-    return full[0] == full[1] and full != last
+    return full == other_full and (last != full or other_last != other_full)
 
 
 def _check_modules(adapters: Mapping[str, Adapter]) -> None:

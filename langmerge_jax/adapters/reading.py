@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from langmerge_jax.adapters.adapter import Adapter, Factors
+from langmerge_jax.adapters.adapter import Adapter, Factors, NotFiniteError
 from langmerge_jax.adapters.config import (
     CONFIG_NAME,
     check_covered,
@@ -84,7 +84,7 @@ def load_adapter(directory: str | os.PathLike[str]) -> Adapter:
             fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         )
     except InputError as error:
-        raise InputError(f"{directory}: {error}") from error
+        raise InputError(f"{directory}: {_with_cause(error)}") from error
 
 
 def _tensors(directory: pathlib.Path) -> Found:
@@ -211,10 +211,15 @@ def _factors(
     try:
         factors = Factors(a, b, scale, embedding=embedding)
     except InputError as error:
-        raise InputError(f"{path}: {module}: {error}") from error
+        raise InputError(f"{path}: {module}: {_with_cause(error)}") from error
     if factors.rank != rank:
         raise InputError(
             f"{path}: {module} has rank {factors.rank}, {CONFIG_NAME} says {rank}; "
             "config and weights are of different adapters"
         )
     return factors
+
+
+def _with_cause(error: InputError) -> str:
+    diverged = isinstance(error, NotFiniteError)
+    return f"{error}; the run that made the adapter diverged" if diverged else str(error)

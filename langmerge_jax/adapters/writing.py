@@ -1,12 +1,9 @@
 """Adapters to disk, in PEFT's format, one module after another."""
 
-import contextlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -21,6 +18,7 @@ from langmerge_jax.adapters.reading import (
     WEIGHTS_NAME,
 )
 from langmerge_jax.errors import InputError
+from langmerge_jax.files import finished_directory
 from langmerge_jax.tensorfiles import TensorWriter, room_for
 
 CARD_NAME = "README.md"
@@ -52,8 +50,9 @@ def write_adapter(
 
     Args:
         directory: Where to write. It may exist only if it is empty or holds an adapter and
-            nothing else; the adapter is then replaced. A `README.md` counts as part of the adapter
-            where `merge.json` stands beside it.
+            nothing else, before the first module and after the last; the adapter is then replaced
+            (see `finished_directory`). A `README.md` counts as part of the adapter where
+            `merge.json` stands beside it.
         modules: Module paths and factors, consumed one by one. Factors keep their dtype.
         base: Name or path of the base model.
         revision: Version of the base model.
@@ -68,12 +67,9 @@ def write_adapter(
     Raises:
         InputError: If `directory` exists and is something else, or there is no module.
     """
-    # A link is followed, so that it goes on pointing where it did.
-    directory = pathlib.Path(directory).resolve()
-    _refuse_other_contents(directory)
     heads = heads or {}
     shapes: dict[str, tuple[int, float]] = {}
-    with _replacing(directory) as fresh:
+    with finished_directory(pathlib.Path(directory), check=_refuse_other_contents) as fresh:
         # transformers reads the "format" entry to know the layout; PEFT itself writes "pt".
         with TensorWriter(
             fresh / WEIGHTS_NAME, header_room=_room(paths, heads), metadata={"format": "pt"}
@@ -149,26 +145,3 @@ def _refuse_other_contents(directory: pathlib.Path) -> None:
             f"{directory}: holds {(others or contents)[0]!r}, which replacing it by an adapter "
             "would delete; give another directory"
         )
-
-
-@contextlib.contextmanager
-def _replacing(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A new directory to fill, which takes the place of `directory` when the block succeeds."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        # A child of the private work directory gets the permissions that the user's umask gives.
-        fresh = work / "new"
-        fresh.mkdir()
-        yield fresh
-        old = work / "old"
-        if directory.exists():
-            directory.rename(old)
-        try:
-            fresh.rename(directory)
-        except OSError:
-            if old.exists():
-                old.rename(directory)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

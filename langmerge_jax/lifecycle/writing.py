@@ -69,23 +69,18 @@ def write_merged_model(
     account, facts, deltas = Account(ready), {}, ready.deltas()
 
     def companions() -> dict[str, str]:
-        facts.update(account.facts(sources))
+        facts.update(account.facts(sources, folded_into=base))
         return _texts(facts)
 
     noted = DenseDelta(
         deltas.modules,
         lambda paths, in_order: account.deltas(deltas.items(paths, in_order=in_order)),
-        deltas.base,
-        deltas.embeddings,
+        base=deltas.base,
+        embeddings=deltas.embeddings,
+        heads=deltas.heads,
+        fan_in_fan_out=deltas.fan_in_fan_out,
     )
-    fold_directory(
-        base,
-        noted,
-        output,
-        transposed=ready.stacks if ready.fan_in_fan_out else deltas.embeddings,
-        heads=ready.heads,
-        companions=companions,
-    )
+    fold_directory(base, noted, output, companions=companions)
     return facts
 
 

@@ -36,12 +36,14 @@ class Account:
         self._merged: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._rank = 0
+        self._scales: set[float] = set()
         self._none = np.zeros((n, n))
 
     def factors(self, items: Iterable[tuple[str, Factors]]) -> Iterator[tuple[str, Factors]]:
         """Passes the merged factors on and notes what they are."""
         for path, factors in items:
             self._rank = max(self._rank, factors.rank)
+            self._scales.add(factors.scale)
             self._note(path, float(inner_products([factors])[0, 0]))
             yield path, factors
 
@@ -53,11 +55,14 @@ class Account:
             self._note(path, sum(float(np.vdot(x, x)) for x in blocks))
             yield path, delta
 
-    def facts(self, sources: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-        """Returns all there is to tell, as JSON values; for NaN stands None.
+    def facts(
+        self, sources: Mapping[str, pathlib.Path], folded_into: pathlib.Path | None = None
+    ) -> dict[str, Any]:
+        """Returns all there is to tell, as JSON values; for NaN and infinity stands None.
 
         Args:
             sources: The directory of each adapter.
+            folded_into: The base's directory, where the result is a model.
         """
         ready = self._ready
         products = sum(self._products.values(), self._none)
@@ -66,24 +71,29 @@ class Account:
             "settings": dataclasses.asdict(ready.recipe),
             "weights": {name: ready.given_weights[name] for name in ready.names},
             "seed": ready.seed,
+            **ready.choices,
             "base": ready.base,
+            "folded_into": None if folded_into is None else str(folded_into.resolve()),
+            "task_type": ready.task_type,
             "inputs": {
                 name: {
-                    "path": str(sources[name]),
+                    "path": str(sources[name].resolve()),
                     "sha256": _hashes(sources[name]),
                     "rank": max(stack[i].rank for stack in ready.stacks.values()),
-                    "norm": math.sqrt(products[i, i]),
+                    "norm": _number(math.sqrt(products[i, i])),
                 }
                 for i, name in enumerate(ready.names)
             },
             "cosines": [[_number(x) for x in row] for row in normalised(products)],
-            "norm": math.sqrt(sum(self._merged.values())),
+            "norm": _number(math.sqrt(sum(self._merged.values()))),
             "groups": {group: self._group(group) for group in self._counts},
             "modules": sum(self._counts.values()),
             "rank": self._rank or None,
             "energy": ready.energy,
-            "dtype": ready.dtype.name,
-            "heads": sorted(ready.heads),
+            # A folded model keeps its base's.
+            "dtype": None if folded_into is not None else ready.dtype.name,
+            "scales": sorted(self._scales),
+            "head_tensors": sorted(ready.heads),
             "versions": {
                 "langmerge_jax": importlib.metadata.version("langmerge-jax"),
                 "jax": jax.__version__,
@@ -95,8 +105,8 @@ class Account:
         return {
             "modules": self._counts[group],
             "sign_conflict": against / mass if mass else 0.0,
-            "norms": [math.sqrt(x) for x in np.diag(self._products[group])],
-            "norm": math.sqrt(self._merged[group]),
+            "norms": [_number(math.sqrt(x)) for x in np.diag(self._products[group])],
+            "norm": _number(math.sqrt(self._merged[group])),
         }
 
     def _note(self, path: str, square: float) -> None:

@@ -10,13 +10,13 @@ CPU code for a reduction over a short leading axis takes some fifty times as lon
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Parts = Sequence[jax.Array] | jax.Array
+from langmerge_jax.merging.sparsify import Parts
 
 
 class Vote(NamedTuple):
@@ -94,15 +94,28 @@ def ties(
 def sce(x: Parts, weights: jax.Array) -> jax.Array:
     """Elects signs without weights, and weighs the agreeing by their adapter's mean square.
 
-    mergekit takes equal weights where all mean squares are tiny (sum below 1e-6, as those of LoRA
-    deltas are), and an epsilon in the divisor; the paper has neither.
-
     References:
         Wan et al., FuseChat (arXiv 2408.07990), section 3.2, "calculate" and "erase".
     """
-    energies = jnp.stack([jnp.mean(jnp.square(v)) for v in x])
-    energies = energies / jnp.where(_sum(energies) == 0, 1, _sum(energies))
-    return ties(x, weights * energies, Vote(election="unweighted"))
+    energies = _energies(x)
+    shares = energies / jnp.where(_sum(energies) == 0, 1, _sum(energies))
+    return ties(x, weights * shares, Vote(election="unweighted"))
+
+
+def sce_mergekit(x: Parts, weights: jax.Array) -> jax.Array:
+    """As `sce`, but weighs adapters alike where the sum of their mean squares is below 1e-6.
+
+    References:
+        mergekit's `sce_weight`, from 0.1.5. The mean squares of LoRA deltas are that small.
+    """
+    energies = _energies(x)
+    total = _sum(energies)
+    shares = jnp.where(total < 1e-6, 1 / len(energies), energies / jnp.maximum(total, 1e-6))
+    return ties(x, weights * shares, Vote(election="unweighted"))
+
+
+def _energies(x: Parts) -> jax.Array:
+    return jnp.stack([jnp.mean(jnp.square(v)) for v in x])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +137,7 @@ CONSENSUS: dict[str, Consensus] = {
     "mean": Consensus(mean, relative=True),
     "ties": Consensus(ties, relative=True),
     "sce": Consensus(sce, relative=True),
+    "sce_mergekit": Consensus(sce_mergekit, relative=True),
 }
 
 

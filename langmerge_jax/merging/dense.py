@@ -17,19 +17,35 @@ class DenseDelta:
             `[out, in]`; it may work ahead.
         base: Name or path of the base model the deltas belong to, if known.
         embeddings: The modules that are embeddings, whose weight lies `[in, out]`.
+        heads: Whole tensors by name that take the place of the base's.
+        revision, task_type, fan_in_fan_out: As in `Adapter`.
     """
 
     def __init__(
         self,
         modules: Mapping[str, tuple[int, int]],
         stream: Callable[[Iterable[str], bool], Iterator[tuple[str, jax.Array | np.ndarray]]],
-        base: str | None,
+        *,
+        base: str | None = None,
         embeddings: Iterable[str] = (),
+        heads: Mapping[str, np.ndarray] | None = None,
+        revision: str | None = None,
+        task_type: str | None = None,
+        fan_in_fan_out: bool = False,
     ):
         self.modules = dict(modules)
         self.base = base
         self.embeddings = frozenset(embeddings)
+        self.heads = dict(heads or {})
+        self.revision = revision
+        self.task_type = task_type
+        self.fan_in_fan_out = fan_in_fan_out
         self._stream = stream
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The modules whose weight is stored `[in, out]`, and changes by the transpose."""
+        return frozenset(self.modules) if self.fan_in_fan_out else self.embeddings
 
     def delta(self, module: str) -> np.ndarray:
         """The delta of one module, `[out, in]`, read-only.

@@ -1,6 +1,8 @@
 """Merges: the checks of what goes in, and the streams of modules that come out."""
 
+import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -10,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from langmerge_jax.adapters import Adapter, Factors, check_same_base
+from langmerge_jax.adapters.agreement import common_base
 from langmerge_jax.errors import InputError
 from langmerge_jax.merging import kernels
 from langmerge_jax.merging.dense import DenseDelta
@@ -26,6 +29,8 @@ from langmerge_jax.merging.stacks import (
 )
 from langmerge_jax.merging.truncate import Truncation
 from langmerge_jax.merging.weights import Weight, Weights
+
+logger = logging.getLogger(__name__)
 
 # Positions of entries are int32 on the device.
 _MAX_ENTRIES = 2**31 - 2**8
@@ -93,6 +98,7 @@ class Merge:
         names: Of the adapters, in the order they are taken.
         given_weights: By adapter, as they were given.
         seed: Of random masks.
+        choices: What `missing` and `heads` were.
         base, revision, task_type, fan_in_fan_out: As in `Adapter`, of the result.
         stacks: The adapters' factors by module, in natural order; absent ones are zeros.
         dtype: Of the result.
@@ -125,9 +131,11 @@ class Merge:
         )
         self._adapters = {name: adapters[name] for name in sorted(adapters)}
         self.names = list(self._adapters)
-        if len(self.names) == 1 and self.recipe.name.startswith("peft/"):
+        if len(self.names) == 1 and self.recipe.space == "factor":
             # So does PEFT, whatever the type.
-            self.recipe = dataclasses.replace(parse("peft/linear"), lam=self.recipe.lam)
+            logger.info("of one adapter %s is peft/linear", self.recipe.name)
+            plain = parse("peft/linear")
+            self.recipe = dataclasses.replace(plain, lam=self.recipe.lam, rank=self.recipe.rank)
         if self.recipe.sparsify == "sce" and len(self.names) == 1:
             raise InputError(f"{self.recipe.name!r} keeps what varies, and needs two adapters")
         sums = self.recipe.space == CONCATENATION
@@ -140,32 +148,48 @@ class Merge:
         self.given_weights = dict(weights or dict.fromkeys(self.names, 1.0))
         self.seed = seed
         sources = list(self._adapters.values())
-        self.base = _common(adapter.base for adapter in sources)
-        self.revision = _common(adapter.revision for adapter in sources)
+        self.base = common_base(self._adapters)
+        # A quantised copy of the base has revisions of its own.
+        of_base = (adapter for adapter in sources if adapter.base == self.base)
+        self.revision = _common(adapter.revision for adapter in of_base)
         self.task_type = _common(adapter.task_type for adapter in sources)
         self.fan_in_fan_out = sources[0].fan_in_fan_out
-        head_names = sorted({x for adapter in adapters.values() for x in adapter.heads})
+        self.choices = {"missing": missing, "heads": heads}
+        averaged = {x for adapter in sources for x in adapter.heads if heads == "average"}
         self._weights = Weights(
             weights,
             self.names,
-            [*self.stacks, *head_names],
+            [*self.stacks, *sorted(averaged)],
             self.recipe.relative,
             self.recipe.name,
         )
-        self.heads = merged_heads(self._adapters, heads, self._weights.of)
+        self.heads = merged_heads(
+            self._adapters, heads, self._weights.of, None if dtype is None else self.dtype
+        )
         self._truncation: Truncation | None = None
-        self._pipeline = None
-        if self._space is not None:
-            self._pipeline = Pipeline(
-                self.recipe,
-                self.names,
-                self.stacks,
-                self._weights.of,
-                seed,
-                _mesh(devices),
-            )
+        self._mesh = _mesh(devices)
+        self._pipeline = self._made_pipeline()
+        if self._pipeline is not None:
             for path, stack in self.stacks.items():
                 self._check_module(path, stack)
+
+    def by_module(self) -> "Merge":
+        """The same merge with every module by itself, also where a trim ranks all of them."""
+        twin = copy.copy(self)
+        twin.recipe = dataclasses.replace(self.recipe, scope="module", zero_sign="plus")
+        twin._pipeline = twin._made_pipeline()
+        return twin
+
+    @property
+    def passes(self) -> int:
+        """How often the modules are gone through."""
+        return 1 if self._pipeline is None else self._pipeline.passes
+
+    def _made_pipeline(self) -> Pipeline | None:
+        if self._space is None:
+            return None
+        weights = self._weights.of
+        return Pipeline(self.recipe, self.names, self.stacks, weights, self.seed, self._mesh)
 
     @property
     def energy(self) -> float | None:
@@ -193,6 +217,10 @@ class Merge:
             self._deltas,
             base=self.base,
             embeddings=[path for path, stack in self.stacks.items() if stack[0].embedding],
+            heads=self.heads,
+            revision=self.revision,
+            task_type=self.task_type,
+            fan_in_fan_out=self.fan_in_fan_out,
         )
 
     def factors(self, modules: Iterable[str] | None = None) -> Iterator[tuple[str, Factors]]:
@@ -231,7 +259,7 @@ class Merge:
         else:
             exact_sum = self._space is None and rank is None
             bound = sum(ranks) if exact_sum else min(sum(ranks), most)
-        wanted = max(ranks) if rank == "inputs" else rank
+        wanted = self._inputs_rank if rank == "inputs" else rank
         return min(bound, wanted) if isinstance(wanted, int) else bound
 
     def _check_module(self, path: str, stack: Sequence[Factors]) -> None:
@@ -266,10 +294,10 @@ class Merge:
             if self.recipe.consensus == "mean":
                 gains = gains / weights.sum()
             if self._truncation is None:
-                yield path, concatenated(stack, gains, dtype)
+                yield path, self._made(path, *concatenated(stack, gains, dtype))
             else:
-                whole = concatenated(stack, gains, compute_dtype())
-                a, b = jnp.asarray(whole.a), whole.scale * jnp.asarray(whole.b)
+                a, b, scale = concatenated(stack, gains, compute_dtype())
+                a, b = jnp.asarray(a), scale * jnp.asarray(b)
                 yield path, self._truncated(path, a, b, dtype)
 
     def _lifted(self, paths: Sequence[str], dtype: np.dtype) -> Iterator[tuple[str, Factors]]:
@@ -288,18 +316,29 @@ class Merge:
                     # One direction is kept at least, which may be zero.
                     rows = np.flatnonzero(alive) if alive.any() else np.array([0])
                     a, b = a[rows], b[:, rows]
-                embedding = self.stacks[path][0].embedding
-                yield path, Factors(a, b, scale=1.0, embedding=embedding)
+                yield path, self._made(path, a, b)
 
     def _truncated(self, path: str, a: jax.Array | None, b: jax.Array, dtype: np.dtype) -> Factors:
-        stack = self.stacks[path]
-        inputs = max(factors.rank for factors in stack) if self.recipe.rank == "inputs" else None
+        inputs = self._inputs_rank if self.recipe.rank == "inputs" else None
         if a is None:
             pair = self._truncation.of_dense(b, inputs)
         else:
             pair = self._truncation.of_factors(a, b, inputs)
-        a, b = (x.astype(dtype) for x in pair)
-        return Factors(a, b, scale=1.0, embedding=stack[0].embedding)
+        return self._made(path, *(x.astype(dtype) for x in pair))
+
+    def _made(self, path: str, a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> Factors:
+        try:
+            return Factors(a, b, scale, embedding=self.stacks[path][0].embedding)
+        except InputError as error:
+            raise InputError(
+                f"{path}: merged, it does not fit {a.dtype} ({error}); give dtype float32 or "
+                "bfloat16, or smaller weights"
+            ) from error
+
+    @property
+    def _inputs_rank(self) -> int:
+        """The highest rank of an input over all modules, as PEFT takes it."""
+        return max(factors.rank for stack in self.stacks.values() for factors in stack)
 
     def _deltas(
         self, paths: Iterable[str], in_order: bool
@@ -322,5 +361,5 @@ def _mesh(devices: Sequence[jax.Device] | None) -> Mesh | None:
 
 
 def _common(values: Iterable[str | None]) -> str | None:
-    """The first that says something; two names that passed the checks mean one thing."""
+    """The first that says something."""
     return next((value for value in values if value), None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from langmerge_jax.adapters.adapter import FLOAT_DTYPES
+from langmerge_jax.adapters.adapter import FLOAT_DTYPES, count_not_finite
 from langmerge_jax.adapters.writing import Companions
 from langmerge_jax.errors import InputError
 from langmerge_jax.files import finished_directory
@@ -31,34 +31,30 @@ def fold_directory(
     dense: DenseDelta,
     output: pathlib.Path,
     *,
-    transposed: Collection[str] = (),
-    heads: Mapping[str, np.ndarray] | None = None,
     companions: Companions | None = None,
 ) -> None:
     """Writes a copy of a Hugging Face directory whose weights carry the delta.
 
     Each weight is widened to at least float32, added to, and rounded once to its own dtype.
     Memory holds one weight and what the merge computes ahead. The files keep their names and what
-    is in them; weights in other formats than safetensors are left out, and a warning is logged.
+    is in them; weights in other formats than safetensors and directories are left out, and a
+    warning is logged.
 
     Args:
         base: Directory with `*.safetensors`, of any architecture whose weights are named
             `<module>.weight`, or all of them without the first piece of the path (GPT-2 as
             published).
-        dense: Deltas `[out, in]` by module.
-        output: Made; it must not exist.
-        transposed: Modules whose weight is stored `[in, out]`: embeddings, and all that are
-            adapted where `fan_in_fan_out` is set.
-        heads: Whole tensors by name that take the place of the base's, in its dtype.
+        dense: The merge; its heads take the place of the base's tensors, in the base's dtype.
+        output: Made; it must not exist, or be empty.
         companions: Texts to write beside, by file name, in place of the base's files of that name;
             a function is called once the modules are through.
 
     Raises:
-        InputError: If `output` exists, a shard cannot be read, or the base lacks a tensor of the
-            merge, has it in another shape or has it quantised.
+        InputError: If `output` holds something, a shard cannot be read, the base lacks a tensor of
+            the merge, has it in another shape or has it quantised, or its dtype is too narrow for
+            the result.
     """
-    if output.exists():
-        raise InputError(f"{output} exists already; choose another output")
+    _refuse_contents(output)
     shards = {path: map_tensors(path) for path in _shards(base)}
     places: dict[str, pathlib.Path] = {}
     weights: dict[str, np.ndarray] = {}
@@ -68,7 +64,7 @@ def fold_directory(
                 raise InputError(f"{path}: {name} is in {places[name].name} too; remove either")
             places[name] = path
         weights |= tensors
-    config = _config(base)
+    config, transposed = _config(base), dense.transposed
     targets = _targets(dense.modules, weights, base, config)
     for name, module in targets.items():
         out, in_ = dense.modules[module]
@@ -79,15 +75,14 @@ def fold_directory(
                 "%s is the output head as well (tie_word_embeddings): both change by its delta",
                 name,
             )
-    heads = heads or {}
-    for name, head in heads.items():
+    for name, head in dense.heads.items():
         if name not in weights:
             raise InputError(f"{base}: has no {name}; a head that the base lacks cannot be folded")
         _check(f"{places[name]}: {name}", weights[name], head.shape)
 
     # In the order of the files, so that the merge can work ahead of their writing.
     deltas = dense.items([targets[name] for name in weights if name in targets], in_order=True)
-    with finished_directory(output) as directory:
+    with finished_directory(output, check=_refuse_contents) as directory:
         _copy_others(base, directory, {path.name for path in shards})
         with Progress("fold", len(targets), "module") as progress:
             for path, (tensors, metadata) in shards.items():
@@ -97,16 +92,23 @@ def fold_directory(
                     for name, weight in tensors.items():
                         if name in targets:
                             module, delta = next(deltas)
-                            weight = _added(weight, delta.T if module in transposed else delta)
+                            added = _added(weight, delta.T if module in transposed else delta)
+                            weight = _finite(f"{path}: {name}", weight, added)
                             progress.update()
-                        elif name in heads:
-                            weight = heads[name].astype(weight.dtype)
+                        elif name in dense.heads:
+                            head = dense.heads[name]
+                            weight = _finite(f"{path}: {name}", head, _cast(head, weight.dtype))
                         writer.add(name, weight)
         # Lets the merge do what it does after its last module.
         next(deltas, None)
         texts = companions() if callable(companions) else companions or {}
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
+
+
+def _refuse_contents(output: pathlib.Path) -> None:
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise InputError(f"{output} exists already; choose another output")
 
 
 def _shards(base: pathlib.Path) -> list[pathlib.Path]:
@@ -186,14 +188,41 @@ def _added(weight: np.ndarray, delta: np.ndarray) -> np.ndarray:
     rows = max(1, _BLOCK // weight.shape[1])
     for start in range(0, len(weight), rows):
         block = slice(start, start + rows)
-        result[block] = weight[block].astype(wide) + delta[block]
+        with np.errstate(over="ignore"):  # `_finite` refuses it.
+            result[block] = weight[block].astype(wide) + delta[block]
     return result
 
 
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return array.astype(dtype, copy=False)
+
+
+def _finite(where: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Returns `after`, what the merge makes of `before`, if every value is a number."""
+    found = count_not_finite(after)
+    if not found:
+        return after
+    if already := count_not_finite(before):
+        raise InputError(
+            f"{where} holds {already} NaN or infinite values of {before.size} before the merge is "
+            "added; get the base again"
+        )
+    raise InputError(
+        f"{where} would hold {found} values of {after.size} beyond the range of {after.dtype}; "
+        "fold into a copy of the base in bfloat16 or float32, or merge with a smaller lambda"
+    )
+
+
 def _copy_others(base: pathlib.Path, directory: pathlib.Path, shards: Collection[str]) -> None:
-    left = []
+    left, folders = [], []
     for path in sorted(base.iterdir()):
-        if not path.is_file() or path.name in shards:
+        if path.name in shards:
+            continue
+        if not path.is_file():
+            # The output may lie within the base.
+            if path.resolve() != directory:
+                folders.append(path.name)
             continue
         unused = path.name == _INDEX and _WHOLE in shards
         if path.suffix in _OTHER_WEIGHTS or path.name.endswith(".bin.index.json") or unused:
@@ -202,3 +231,9 @@ def _copy_others(base: pathlib.Path, directory: pathlib.Path, shards: Collection
             shutil.copy2(path, directory / path.name)
     if left:
         logger.warning("%s: left out %s, which would not carry the delta", base, ", ".join(left))
+    if folders:
+        logger.warning(
+            "%s: left out %s, as only files are copied; copy what the model needs",
+            base,
+            ", ".join(f"{name}/" for name in folders),
+        )

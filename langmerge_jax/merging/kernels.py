@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from langmerge_jax.merging import lapack
 from langmerge_jax.merging.consensus import CONSENSUS, Vote, totals
 from langmerge_jax.merging.spaces import SPACES, Coordinates, Stack
 from langmerge_jax.merging.sparsify import SPARSIFIERS, Draw, Parts, variance_over_adapters
@@ -84,10 +85,13 @@ def project(stack: Stack, *, space: str, dtype: Any, mesh: Mesh | None) -> Coord
             float64, and computes in float32.
         mesh: One axis, `AXIS`, over which the modules are spread; None for one device.
     """
-    wide = SPACES[space].precise and jax.default_backend() != "tpu"
-    with jax.enable_x64(wide or jax.config.jax_enable_x64):
-        inner = np.dtype(np.float64) if wide else dtype
-        return _project(stack, space=space, inner=inner, dtype=dtype, mesh=mesh)
+    wide = jax.default_backend() != "tpu"
+    if not SPACES[space].precise:
+        return _project(stack, space=space, inner=dtype, dtype=dtype, mesh=mesh)
+    inner = np.dtype(np.float64) if wide else dtype
+    with jax.enable_x64(wide or jax.config.jax_enable_x64), lapack.one_thread():
+        found = _project(stack, space=space, inner=inner, dtype=dtype, mesh=mesh)
+        return jax.block_until_ready(found)
 
 
 @functools.partial(jax.jit, static_argnames=("space", "inner", "dtype", "mesh"))

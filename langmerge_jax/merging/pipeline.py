@@ -7,7 +7,6 @@ the model.
 
 import functools
 import itertools
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -28,8 +27,7 @@ from langmerge_jax.merging.stacks import (
     scales,
     signature,
 )
-
-logger = logging.getLogger(__name__)
+from langmerge_jax.progress import Progress
 
 
 class Pipeline:
@@ -83,6 +81,16 @@ class Pipeline:
             yield previous
             previous = following
 
+    @property
+    def passes(self) -> int:
+        """How often the modules are gone through, with the passes before the merge itself."""
+        surveys = 0
+        if self._method.sparsify != "none" and self._recipe.scope == "global":
+            surveys += scope.passes(compute_dtype(), self._method.sparsify == "magnitude_official")
+        if self._recipe.zero_sign == "majority":
+            surveys += 1
+        return 1 + surveys
+
     def part_shapes(self, path: str) -> tuple[tuple[int, int], ...]:
         """`(rows, columns)` of each coordinate array of one adapter in a module."""
         return _part_shapes(self._recipe.space, signature(self._stacks[path]), compute_dtype())
@@ -96,10 +104,8 @@ class Pipeline:
     @functools.cached_property
     def _thresholds(self) -> scope.Thresholds | None:
         """The trim over all modules, where the recipe has one."""
-        trims = self._method.sparsify in ("magnitude", "magnitude_official")
-        if not trims or self._recipe.scope == "module":
+        if self._method.sparsify == "none" or self._recipe.scope == "module":
             return None
-        logger.info("%s: the threshold over all modules comes first", self._recipe.name)
         official = self._method.sparsify == "magnitude_official"
         return scope.thresholds(self._pieces, self._recipe.density, official)
 
@@ -108,7 +114,6 @@ class Pipeline:
         """The sign elected where a sum is zero, 1 or -1."""
         if self._recipe.zero_sign == "plus":
             return 1.0
-        logger.info("%s: the commoner sign over all modules comes first", self._recipe.name)
         total = 0
         for piece in self._pieces():
             numbers = self._numbers(piece.modules, piece.x, piece.entries, 0, self._mesh, 1.0)
@@ -117,10 +122,13 @@ class Pipeline:
         return 1.0 if total > 0 else -1.0
 
     def _pieces(self) -> Iterator[scope.Piece]:
-        for batch, coordinates in self._projected(list(self._stacks), self._mesh):
-            columns = self.part_shapes(batch[0])[0][1]
-            entries = np.asarray(coordinates.live[0]).astype(np.int64) * columns
-            yield scope.Piece(batch, coordinates.parts[0], entries)
+        """A pass over all modules, before any is merged."""
+        with Progress("survey", len(self._stacks), "module") as progress:
+            for batch, coordinates in self._projected(list(self._stacks), self._mesh):
+                columns = self.part_shapes(batch[0])[0][1]
+                entries = np.asarray(coordinates.live[0]).astype(np.int64) * columns
+                yield scope.Piece(batch, coordinates.parts[0], entries)
+                progress.update(len(batch))
 
     def _results(
         self, paths: Sequence[str], mesh: Mesh | None, dtype: np.dtype
@@ -177,8 +185,7 @@ class Pipeline:
         def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
             return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)
 
-        ignored = self._recipe.scales == "ignored"
-        scale = [[1.0 if ignored else f.scale for f in stack] for stack in modules]
+        scale = [[f.scale for f in stack] for stack in modules]
         return Stack(
             a=tuple(joined([f.a for f in factors]) for factors in zip(*modules, strict=True)),
             b=tuple(joined([f.b for f in factors]) for factors in zip(*modules, strict=True)),

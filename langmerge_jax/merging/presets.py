@@ -230,7 +230,7 @@ PRESETS: dict[str, Preset] = {
         "PEFT's `svd`, from 0.21 (before, it scaled twice)",
         "an adapter of the highest rank of the inputs",
         "as `svd`",
-        "to reproduce PEFT",
+        "to reproduce PEFT; it computes `linear` instead of one adapter alone",
     ),
     "peft/ties_svd": Preset(
         _fields("delta:magnitude:ties", rank="inputs", **_PEFT),
@@ -238,7 +238,7 @@ PRESETS: dict[str, Preset] = {
         "PEFT's `ties_svd`, from 0.21",
         "an adapter of the highest rank of the inputs",
         _DELTA_COST + ", and a truncated SVD of each module",
-        "to reproduce PEFT",
+        "to reproduce PEFT; it computes `linear` instead of one adapter alone",
     ),
     "peft/dare_linear_svd": Preset(
         _fields("delta:dare:sum", rank="inputs"),
@@ -246,7 +246,7 @@ PRESETS: dict[str, Preset] = {
         "PEFT's `dare_linear_svd`, from 0.21",
         "an adapter of the highest rank of the inputs",
         _DELTA_COST + ", and a truncated SVD of each module",
-        "to reproduce PEFT",
+        "to reproduce PEFT; it computes `linear` instead of one adapter alone",
     ),
     "peft/dare_ties_svd": Preset(
         _fields("delta:dare:ties", rank="inputs", **_PEFT),
@@ -254,7 +254,7 @@ PRESETS: dict[str, Preset] = {
         "PEFT's `dare_ties_svd`, from 0.21",
         "an adapter of the highest rank of the inputs",
         _DELTA_COST + ", and a truncated SVD of each module",
-        "to reproduce PEFT",
+        "to reproduce PEFT; it computes `linear` instead of one adapter alone",
     ),
     "peft/magnitude_prune_svd": Preset(
         _fields("delta:magnitude:sum", rank="inputs"),
@@ -262,7 +262,7 @@ PRESETS: dict[str, Preset] = {
         "PEFT's `magnitude_prune_svd`, from 0.21",
         "an adapter of the highest rank of the inputs",
         _DELTA_COST + ", and a truncated SVD of each module",
-        "to reproduce PEFT",
+        "to reproduce PEFT; it computes `linear` instead of one adapter alone",
     ),
     "mergekit/linear": Preset(
         _fields("cat:none:mean"),
@@ -281,8 +281,8 @@ PRESETS: dict[str, Preset] = {
         "to reproduce mergekit",
     ),
     "mergekit/ties": Preset(
-        _fields("delta:magnitude:ties"),
-        "`ties` (mergekit keeps one entry where int(d N) is 0)",
+        _fields("delta:magnitude_mergekit:ties"),
+        "`ties`, keeping one entry where int(d N) is 0",
         "mergekit's `ties`",
         _DENSE,
         _DELTA_COST + ", with an exact selection",
@@ -337,8 +337,8 @@ PRESETS: dict[str, Preset] = {
         "to reproduce mergekit",
     ),
     "mergekit/sce": Preset(
-        _fields("delta:sce:sce"),
-        "`sce` (mergekit weighs adapters alike where all mean squares are tiny, as LoRA's are)",
+        _fields("delta:sce:sce_mergekit"),
+        "`sce`, with equal v_i where their sum is below 1e-6, as it is for most LoRA",
         "mergekit's `sce`",
         _DENSE,
         _DELTA_COST + ", with an exact selection",
@@ -354,9 +354,10 @@ PRESETS: dict[str, Preset] = {
         "to reproduce the official code",
     ),
     "knots/official": Preset(
-        _fields("knots:magnitude_official:ties", scales="ignored", **_OFFICIAL),
+        _fields("knots_official:magnitude_official:ties", **_OFFICIAL),
         "`ties_knots` ranked over all modules at once, keeping one entry more and all that tie, on "
-        "B A without alpha / rank; election without weights, divided by the count",
+        "B A without alpha / rank and without singular values up to 1e-5; election without "
+        "weights, divided by the count",
         "the KnOTS authors' `SVDMerger`; one coefficient for all: lambda",
         _SUM_OF_RANKS,
         _KNOTS_COST + ", four times",

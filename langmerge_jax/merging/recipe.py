@@ -33,7 +33,7 @@ class Option:
     help: str
 
 
-_TRIMS = ("magnitude", "magnitude_official")
+_TRIMS = ("magnitude", "magnitude_mergekit", "magnitude_official")
 _TIES = {"consensus": ("ties",)}
 
 OPTIONS: dict[str, Option] = {
@@ -70,12 +70,6 @@ OPTIONS: dict[str, Option] = {
         _TIES,
         "elected where the sum is zero: +, or the commoner sign",
     ),
-    "scales": Option(
-        "applied",
-        ("applied", "ignored"),
-        {"space": ("delta", "knots", "knots_v", "core")},
-        "whether alpha / rank is part of a task vector",
-    ),
 }
 
 
@@ -98,7 +92,7 @@ REFUSED: tuple[Rule, ...] = (
     _rule(
         "concatenated factors have no common entries to elect signs on",
         space=CONCATENATION,
-        consensus=("ties", "sce"),
+        consensus=("ties", "sce", "sce_mergekit"),
     ),
     _rule(
         "dropping entries of factors is no longer the exact sum",
@@ -139,17 +133,22 @@ REFUSED: tuple[Rule, ...] = (
     _rule(
         "A and B apart are there to reproduce PEFT, which has no such type",
         space="factor",
-        sparsify=("magnitude_official", "della", "breadcrumbs", "sce"),
+        sparsify=("magnitude_mergekit", "magnitude_official", "della", "breadcrumbs", "sce"),
     ),
     _rule(
         "A and B apart are there to reproduce PEFT, which has no such type",
         space="factor",
-        consensus="sce",
+        consensus=("sce", "sce_mergekit"),
     ),
     _rule(
         "PEFT trims A and B of each module on their own",
         space="factor",
         scope="global",
+    ),
+    _rule(
+        "the commoner sign is one of all entries, and A and B are two sets of them",
+        space="factor",
+        zero_sign="majority",
     ),
 )
 
@@ -165,9 +164,9 @@ class Recipe:
         density: Share of entries that the sparsifier keeps, in (0, 1]; None if it drops nothing.
         lam: lambda, the gain on the merged delta.
         rank: Of the result: None for what comes out exactly, a whole number, `inputs` for the
-            highest rank of the inputs in each module, or a share of the energy in (0, 1) for as
+            highest rank of the inputs over all modules, or a share of the energy in (0, 1) for as
             much as each module needs to keep that.
-        scope, rescale, epsilon, gamma, sign, election, divisor, zero_sign, scales: See `OPTIONS`.
+        scope, rescale, epsilon, gamma, sign, election, divisor, zero_sign: See `OPTIONS`.
 
     Raises:
         InputError: If a name is unknown, a value out of range or the combination senseless.
@@ -187,7 +186,6 @@ class Recipe:
     election: str = "weighted"
     divisor: str = "weights"
     zero_sign: str = "plus"
-    scales: str = "applied"
 
     def __post_init__(self) -> None:
         _check_known("space", self.space, [*SPACES, CONCATENATION])
@@ -284,11 +282,15 @@ def parse(text: str) -> Recipe:
         fields["density"] = _read_number(text, "density", density[0])
     if gain:
         fields["lam"] = _read_number(text, "lambda", gain[0])
+    given: set[str] = set()
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not equals:
             raise InputError(f"recipe {text!r}: {setting!r} is not option=value")
         _check_known("option", name, [*OPTIONS, "rank"])
+        if name in given:
+            raise InputError(f"recipe {text!r}: {name} is given twice")
+        given.add(name)
         if name == "rank":
             fields[name] = read_rank(value)
         elif OPTIONS[name].choices:

@@ -58,22 +58,23 @@ def thresholds(read: Pass, density: float, with_ties: bool) -> Thresholds:
             does; else exactly that many, those that equal it in the natural order of the module
             paths and of rows and columns.
     """
-    found = {path: int(n) for piece in read() for path, n in zip(piece.modules, piece.entries)}  # noqa: B905
-    count = int(density * sum(found.values())) + with_ties
-    prefix: np.ndarray | None = None  # [n], the digits found
-    left: np.ndarray | None = None  # [n], how many of those that share the prefix are kept
-    digits = None
+    entries: dict[str, int] = {}
+    prefix = left = digits = None  # [n] the digits found; [n] how many of those with it are kept
     while digits is None or digits > 0:
         counts = None
         for piece in read():
             bits = _bits(piece)
-            if digits is None:
-                digits = bits.dtype.itemsize * 8 // _DIGIT
-                prefix = np.zeros(bits.shape[1], bits.dtype)
-                left = np.full(bits.shape[1], count, np.int64)
             if counts is None:
                 counts = np.zeros((bits.shape[1], 2**_DIGIT), np.int64)
+            if prefix is None:
+                digits = bits.dtype.itemsize * 8 // _DIGIT
+                prefix = np.zeros(bits.shape[1], bits.dtype)
+            if left is None:
+                entries |= zip(piece.modules, piece.entries.tolist(), strict=False)
             _count(bits, prefix, digits, counts)
+        if left is None:
+            count = int(density * sum(entries.values())) + with_ties
+            left = np.full(prefix.size, count, np.int64)
         digits -= 1
         # Entries from the largest digit down, until as many as are wanted.
         down = np.cumsum(counts[:, ::-1], axis=1)
@@ -85,7 +86,15 @@ def thresholds(read: Pass, density: float, with_ties: bool) -> Thresholds:
     # All ones where none is to be kept: without the sign bit, which abs cleared in every entry,
     # still more than any of them, and one may be added to it.
     prefix = np.minimum(prefix, np.iinfo(prefix.dtype).max >> 1)
-    return Thresholds(prefix, _room(read, prefix, left, with_ties))
+    if with_ties:
+        all_of_them = np.full(prefix.size, np.iinfo(np.int32).max, np.int32)
+        return Thresholds(prefix, dict.fromkeys(entries, all_of_them))
+    return Thresholds(prefix, _room(read, prefix, left))
+
+
+def passes(dtype: np.dtype, with_ties: bool) -> int:
+    """How many passes `thresholds` makes over coordinates of a dtype."""
+    return dtype.itemsize * 8 // _DIGIT + (not with_ties)
 
 
 def _bits(piece: Piece) -> np.ndarray:
@@ -106,16 +115,9 @@ def _count(bits: np.ndarray, prefix: np.ndarray, digits: int, counts: np.ndarray
         counts[i] += np.bincount(digit, minlength=2**_DIGIT)
 
 
-def _room(
-    read: Pass, threshold: np.ndarray, left: np.ndarray, with_ties: bool
-) -> dict[str, np.ndarray]:
+def _room(read: Pass, threshold: np.ndarray, left: np.ndarray) -> dict[str, np.ndarray]:
+    """How many entries of each module that equal the threshold are kept."""
     limit = np.iinfo(np.int32).max
-    if with_ties:
-        return {
-            path: np.full(threshold.size, limit, np.int32)
-            for piece in read()
-            for path in piece.modules
-        }
     equal = {
         path: tied
         for piece in read()

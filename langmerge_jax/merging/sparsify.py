@@ -66,6 +66,15 @@ def magnitude(x: jax.Array, draw: Draw) -> Parts:
     return _keep(x, lambda args: select.largest(args[0], draw.count), (x,))
 
 
+def magnitude_mergekit(x: jax.Array, draw: Draw) -> Parts:
+    """As `magnitude`, but at least one entry is kept.
+
+    References:
+        mergekit's `sparsify.magnitude`, from 0.1.5.
+    """
+    return magnitude(x, draw._replace(count=jnp.maximum(draw.count, 1)))
+
+
 def magnitude_official(x: jax.Array, draw: Draw) -> Parts:
     """Keeps one entry more than `draw.count`, and all that equal the last one kept.
 
@@ -195,6 +204,7 @@ def _restored(x: jax.Array, keep: jax.Array) -> jax.Array:
 SPARSIFIERS: dict[str, Callable[[jax.Array, Draw], Parts] | None] = {
     "none": None,
     "magnitude": magnitude,
+    "magnitude_mergekit": magnitude_mergekit,
     "magnitude_official": magnitude_official,
     "dare": dare,
     "della": della,

@@ -71,7 +71,9 @@ def widest_dtype(stacks: Stacks) -> np.dtype:
     return functools.reduce(jnp.promote_types, dtypes)
 
 
-def concatenated(stack: Sequence[Factors], gains: np.ndarray, dtype: np.dtype) -> Factors:
+def concatenated(
+    stack: Sequence[Factors], gains: np.ndarray, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, float]:
     """The exact sum of gain-weighted deltas: A's stacked over B's side by side.
 
     The largest gain becomes the scale, so that factors of equal gain are copied bit for bit in any
@@ -81,6 +83,9 @@ def concatenated(stack: Sequence[Factors], gains: np.ndarray, dtype: np.dtype) -
         stack: The factors of n adapters.
         gains: `[n]`, beside the scales.
         dtype: Of the result.
+
+    Returns:
+        (a, b, scale) of the sum.
     """
     wide = compute_dtype()
     gains = gains * scales(stack)
@@ -88,4 +93,4 @@ def concatenated(stack: Sequence[Factors], gains: np.ndarray, dtype: np.dtype) -
     scaled_b = [f.b.astype(wide) * wide.type(g / scale) for f, g in zip(stack, gains, strict=True)]
     a = np.concatenate([factors.a.astype(dtype) for factors in stack], axis=0)
     b = np.concatenate(scaled_b, axis=1).astype(dtype)
-    return Factors(a, b, scale, embedding=stack[0].embedding)
+    return a, b, float(scale)

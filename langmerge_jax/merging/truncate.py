@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 
 from langmerge_jax.adapters import Adapter, Factors
 from langmerge_jax.errors import InputError
+from langmerge_jax.merging import lapack
 from langmerge_jax.merging.dense import DenseDelta
 from langmerge_jax.merging.spaces import PRECISION
 
@@ -55,7 +57,8 @@ class Truncation:
             a, b: `[k, i]` and `[o, k]`.
             rank: In place of the truncation's own.
         """
-        a, b, values = _of_factors(a, b)
+        with lapack.one_thread():
+            a, b, values = jax.block_until_ready(_of_factors(a, b))
         total = float(jnp.sum(jnp.square(values)))
         return self._cut(a, b, np.asarray(values), total, rank)
 
@@ -74,7 +77,8 @@ class Truncation:
             drawn = width + _EXTRA
             if drawn * (_STEPS + 1) > smaller // 2:
                 return self._cut(*_of_dense(delta), total, rank)
-            a, b, values = _randomized(delta, drawn)
+            with lapack.one_thread():
+                a, b, values = jax.block_until_ready(_randomized(delta, drawn))
             if isinstance(rank, int):
                 return self._cut(a, b, np.asarray(values), total, rank)
             reached = np.flatnonzero(_kept(values) >= rank * total)
@@ -122,10 +126,14 @@ def truncate(merged: Adapter | DenseDelta, rank: int | float) -> tuple[Adapter, 
         adapter = dataclasses.replace(merged, modules=modules)
     else:
         modules = {
-            path: Factors(*truncation.of_dense(jnp.asarray(delta)), scale=1.0)
+            path: Factors(
+                *truncation.of_dense(jnp.asarray(delta)),
+                scale=1.0,
+                embedding=path in merged.embeddings,
+            )
             for path, delta in merged.items()
         }
-        adapter = Adapter(modules, base=merged.base)
+        adapter = Adapter(modules, **_besides(merged))
     return adapter, truncation.energy
 
 
@@ -149,7 +157,13 @@ def dense(adapter: Adapter) -> DenseDelta:
             yield path, factors.scale * jnp.matmul(b, a, precision=PRECISION)
 
     embeddings = [path for path, f in adapter.modules.items() if f.embedding]
-    return DenseDelta(shapes, stream, adapter.base, embeddings)
+    return DenseDelta(shapes, stream, embeddings=embeddings, **_besides(adapter))
+
+
+def _besides(merged: Adapter | DenseDelta) -> dict[str, Any]:
+    """What a merge holds besides its modules, whatever its rank."""
+    names = ("base", "revision", "task_type", "heads", "fan_in_fan_out")
+    return {name: getattr(merged, name) for name in names}
 
 
 def highest_rank(adapter: Adapter) -> int:

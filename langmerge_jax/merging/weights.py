@@ -23,13 +23,13 @@ class Weights:
             that matches counts, 1 where none does). None is 1 for all.
         names: The adapters, in the order of the results.
         modules: All module paths.
-        relative: Whether weights are relative importance, which is positive.
+        relative: Whether weights are relative importance: not negative, and one is positive.
         title: What the weights are for, in messages.
 
     Raises:
         InputError: If adapters and weights do not match, a pattern matches no module, a weight is
-            no finite number or not positive where it must be, or a weight goes by depth in a module
-            without a layer number.
+            no finite number or negative where it must not be, or a weight goes by depth in a
+            module without a layer number.
     """
 
     def __init__(
@@ -48,12 +48,11 @@ class Weights:
             )
         modules = list(modules)
         patterns = [_patterns(name, given[name], modules) for name in names]
-        layers = [int(match[1]) for path in modules if (match := _LAYER.search(path))]
-        depth = max(layers, default=0)
+        depths = _depths(modules)
         self._of = {
             path: np.array(
                 [
-                    _at(name, pattern, path, depth)
+                    _at(name, pattern, path, depths.get(path))
                     for name, pattern in zip(names, patterns, strict=True)
                 ]
             )
@@ -63,12 +62,17 @@ class Weights:
             for name, value in zip(names, values, strict=True):
                 if not math.isfinite(value):
                     raise InputError(f"weights: {name!r} has {value}; give a finite number")
-                if relative and value <= 0:
+                if relative and value < 0:
                     raise InputError(
                         f"weights: {name!r} has {value}; {title!r} takes weights as relative "
-                        "importance, which is positive: leave the adapter out, or use `linear` to "
-                        "subtract"
+                        "importance, which is not negative; use `linear` to subtract"
                     )
+        for path, values in self._of.items():
+            if relative and not values.any():
+                raise InputError(
+                    f"weights: all are zero in {path}; {title!r} takes them as relative importance,"
+                    " so one must be positive"
+                )
         if relative:
             self._of = {path: values / values.max() for path, values in self._of.items()}
 
@@ -137,15 +141,30 @@ def _patterns(
     return weight
 
 
-def _at(name: str, patterns: Mapping[str, Weight], path: str, depth: int) -> float:
+def _depths(modules: Iterable[str]) -> dict[str, float]:
+    """Where a module lies between the first layer that is adapted, 0, and the last, 1.
+
+    Layers are counted within what has a numbering of its own, such as a tower for images.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for path in modules:
+        if match := _LAYER.search(path):
+            found.setdefault(path[: match.start()], {})[path] = int(match[1])
+    depths = {}
+    for layers in found.values():
+        first, last = min(layers.values()), max(layers.values())
+        depths |= {path: (x - first) / max(last - first, 1) for path, x in layers.items()}
+    return depths
+
+
+def _at(name: str, patterns: Mapping[str, Weight], path: str, depth: float | None) -> float:
     weight = next((w for p, w in patterns.items() if fnmatch.fnmatchcase(path, p)), 1.0)
     if not isinstance(weight, tuple):
         return weight
-    layer = _LAYER.search(path)
-    if layer is None:
+    if depth is None:
         raise InputError(
             f"weights: {name!r} goes by depth, and {path} has no layer number; give it a weight by "
             "a pattern of its own"
         )
     first, last = weight
-    return first + (last - first) * (int(layer[1]) / depth if depth else 0.0)
+    return first + (last - first) * depth

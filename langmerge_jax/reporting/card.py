@@ -8,6 +8,14 @@ from langmerge_jax.reporting.table import Cell, Table
 
 # What vLLM's --max-lora-rank can be.
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# By PEFT's names of tasks.
+_AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
 
 
 def card(facts: Mapping[str, Any]) -> str:
@@ -38,7 +46,7 @@ def card(facts: Mapping[str, Any]) -> str:
         *_tables(facts),
         "## How to load it",
         "",
-        *(_loading(facts["rank"], base or "<base model>") if facts["rank"] else _whole()),
+        *(_loading(facts, base or "<base model>") if facts["rank"] else _whole(facts)),
     ]
     return "\n".join(head + lines) + "\n"
 
@@ -59,6 +67,7 @@ def plan_table(plan: Plan, title: str) -> Table:
     notes = [
         f"About {plan.seconds + plan.compile_seconds:.0f} s, of which {plan.compile_seconds:.0f} s "
         f"compile; {_bytes(plan.memory)} of memory beside mapped files.{written}",
+        *([f"The modules are gone through {plan.passes} times."] if plan.passes > 1 else []),
         "Measured on one module of each shape; reading and writing files come on top.",
     ]
     head = "one of the modules alike"
@@ -75,16 +84,21 @@ def _recipe(facts: Mapping[str, Any]) -> list[str]:
         f"- recipe: `{facts['recipe']}`",
         f"- weights: {weights}",
         f"- seed of random masks: {facts['seed']}",
-        f"- written in {facts['dtype']}, computed in float32 or wider",
+        f"- modules that an adapter lacks: {facts['missing']}",
+        f"- written in {facts['dtype'] or 'the dtype of the base'}, computed in float32 or wider",
     ]
+    if facts["folded_into"]:
+        lines.append(f"- folded into: {facts['folded_into']}")
     if facts["rank"]:
         lines.append(f"- rank: {facts['rank']} at most, in {facts['modules']} modules")
     if facts["energy"] is not None:
         lines.append(
             f"- truncated: {facts['energy']:.4f} of the energy is kept (squared singular values)"
         )
-    if facts["heads"]:
-        lines.append(f"- fully trained tensors: {', '.join(facts['heads'])}")
+    if facts["head_tensors"]:
+        lines.append(
+            f"- fully trained tensors ({facts['heads']}): {', '.join(facts['head_tensors'])}"
+        )
     return lines
 
 
@@ -93,7 +107,7 @@ def _tables(facts: Mapping[str, Any]) -> list[str]:
     inputs = {
         name: [
             Cell(str(entry["rank"])),
-            Cell(f"{entry['norm']:.4g}"),
+            Cell(_norm(entry["norm"])),
             *(_cosine(x) for x in row),
         ]
         for (name, entry), row in zip(facts["inputs"].items(), facts["cosines"], strict=True)
@@ -102,8 +116,8 @@ def _tables(facts: Mapping[str, Any]) -> list[str]:
         group: [
             Cell(str(entry["modules"])),
             Cell(f"{100 * entry['sign_conflict']:.1f}"),
-            Cell(f"{min(entry['norms']):.4g} to {max(entry['norms']):.4g}"),
-            Cell(f"{entry['norm']:.4g}"),
+            Cell(_range(entry["norms"])),
+            Cell(_norm(entry["norm"])),
         ]
         for group, entry in facts["groups"].items()
     }
@@ -118,7 +132,7 @@ def _tables(facts: Mapping[str, Any]) -> list[str]:
             "adapter",
             ["rank", "norm", *names],
             inputs,
-            [f"The merge has norm {facts['norm']:.4g}."],
+            [f"The merge has norm {_norm(facts['norm'])}."],
         ),
         Table(
             "By kind of module",
@@ -135,45 +149,74 @@ def _tables(facts: Mapping[str, Any]) -> list[str]:
     return [line for table in tables for line in (table.markdown(), "")]
 
 
-def _loading(rank: int, base: str) -> list[str]:
-    needed = next((x for x in _VLLM_RANKS if x >= rank), None)
-    serving = (
-        [
-            "With vLLM:",
-            "",
-            "```sh",
-            f"vllm serve {base} --enable-lora --max-lora-rank {needed} \\",
-            "  --lora-modules merged=<this directory>",
-            "```",
-        ]
-        if needed
-        else [f"vLLM serves ranks up to {_VLLM_RANKS[-1]}; for it, merge again with a lower rank."]
-    )
+def _loading(facts: Mapping[str, Any], base: str) -> list[str]:
+    auto = _auto_class(facts)
     return [
         "With PEFT:",
         "",
         "```python",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {auto}",
         "",
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")',
+        f'base = {auto}.from_pretrained("{base}")',
         'model = PeftModel.from_pretrained(base, "<this directory>")',
         "```",
         "",
-        *serving,
+        *_serving(facts, base),
     ]
 
 
-def _whole() -> list[str]:
+def _serving(facts: Mapping[str, Any], base: str) -> list[str]:
+    needed = next((x for x in _VLLM_RANKS if x >= facts["rank"]), None)
+    if needed is None:
+        return [
+            f"vLLM serves ranks up to {_VLLM_RANKS[-1]}; for it, merge again with a lower rank."
+        ]
+    if facts["head_tensors"]:
+        return [
+            "vLLM serves no adapter with fully trained tensors; fold it into its base for that."
+        ]
+    if len(facts["scales"]) > 1:
+        return [
+            "vLLM reads one `lora_alpha` for all modules, and this adapter has several; for it, "
+            "merge again with a rank, which gives all modules one scale, or fold it into its base."
+        ]
+    return [
+        "With vLLM:",
+        "",
+        "```sh",
+        f"vllm serve {base} --enable-lora --max-lora-rank {needed} \\",
+        "  --lora-modules merged=<this directory>",
+        "```",
+    ]
+
+
+def _whole(facts: Mapping[str, Any]) -> list[str]:
+    auto = _auto_class(facts)
     return [
         "As the base model; no adapter is needed.",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM",
+        f"from transformers import {auto}",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("<this directory>")',
+        f'model = {auto}.from_pretrained("<this directory>")',
         "```",
     ]
+
+
+def _auto_class(facts: Mapping[str, Any]) -> str:
+    return _AUTO_CLASSES.get(facts["task_type"] or "CAUSAL_LM", "AutoModel")
+
+
+def _range(norms: Sequence[float | None]) -> str:
+    known = [x for x in norms if x is not None]
+    lost = [None] * (len(norms) > len(known))
+    ends = [min(known), max(known)] if known else []
+    return " to ".join(map(_norm, [*ends, *lost]))
+
+
+def _norm(value: float | None) -> str:
+    return "overflow" if value is None else f"{value:.4g}"
 
 
 def _weight(weight: Any) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from langmerge_jax.adapters import Adapter, Factors, check_same_base
+from langmerge_jax.adapters import Adapter, Factors, check_same_base, common_base
 from langmerge_jax.adapters.adapter import count_not_finite
 from langmerge_jax.errors import InputError
 
@@ -31,7 +31,8 @@ def test_modules_are_kept_in_natural_order(make_adapter):
             np.ones((2, 6)),
             np.full((4, 2), np.nan),
             1.0,
-            "lora_B holds 8 NaN or infinite values of 8",
+            # Of whatever made it: the loader knows more.
+            "lora_B holds 8 NaN or infinite values of 8$",
         ),
         (np.full((2, 6), np.inf, ml_dtypes.bfloat16), np.ones((4, 2)), 1.0, "lora_A holds 12 NaN"),
         (np.ones((2, 6)), np.ones((4, 2)), np.inf, "scale is inf"),
@@ -50,7 +51,7 @@ def test_an_adapter_without_modules_is_refused():
 def test_a_head_that_is_not_finite_is_refused(make_adapter):
     modules = make_adapter({Q3: (4, 6, 2, 1.0)}).modules
     heads = {"score.weight": np.array([[1, np.nan, np.inf]], np.float16)}
-    with pytest.raises(InputError, match=r"score\.weight holds 2 NaN or infinite values of 3;"):
+    with pytest.raises(InputError, match=r"score\.weight holds 2 NaN or infinite values of 3$"):
         Adapter(modules, heads=heads)
     with pytest.raises(InputError, match=r"score\.weight has dtype int32"):
         Adapter(modules, heads={"score.weight": np.ones((2, 2), np.int32)})
@@ -146,6 +147,66 @@ def test_bases_that_differ_in_quantisation_are_one_with_a_warning(
     (record,) = caplog.records
     assert repr(base) in record.getMessage()
     assert repr(other) in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("bases", "expected"),
+    [
+        (["unsloth/Llama-3.1-8B-bnb-4bit", "meta-llama/Llama-3.1-8B"], "meta-llama/Llama-3.1-8B"),
+        (["meta-llama/Llama-3.1-8B", "unsloth/Llama-3.1-8B-bnb-4bit"], "meta-llama/Llama-3.1-8B"),
+        ([None, "org/x-AWQ", "org/x-int8"], "org/x-AWQ"),
+        ([None, "org/x"], "org/x"),
+        ([None, None], None),
+        # The first decides where the user let them differ.
+        (["org/x-4bit", "org/y"], "org/x-4bit"),
+        (["org/y", "org/x"], "org/y"),
+    ],
+)
+def test_the_base_of_a_merge_is_the_full_model_if_one_has_it(make_adapter, bases, expected):
+    adapters = {
+        name: make_adapter({Q3: (4, 6, 2, 1.0)}, base=base)
+        for name, base in zip("abc", bases, strict=False)
+    }
+    assert common_base(adapters) == expected
+
+
+def test_two_full_models_are_not_one_for_a_quantised_copy_of_their_name(make_adapter):
+    bases = {"de": "org/x-4bit", "en": "runs/a/x", "ja": "runs/b/x"}
+    adapters = {n: make_adapter({Q3: (4, 6, 2, 1.0)}, base=base) for n, base in bases.items()}
+    with pytest.raises(InputError, match="'ja': base model is 'runs/b/x', 'en' has 'runs/a/x'"):
+        check_same_base(adapters)
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "what"),
+    [("revision", ("v1", "v2"), "versions"), ("task_type", ("CAUSAL_LM", "SEQ_CLS"), "tasks")],
+)
+def test_revisions_and_tasks_that_differ_are_refused_unless_that_check_is_off(
+    make_adapter, field, values, what
+):
+    shapes = {Q3: (4, 6, 2, 1.0)}
+    adapters = {
+        "de": make_adapter(shapes, base="org/x"),  # names none, and agrees with either
+        "en": make_adapter(shapes, base="org/x", **{field: values[0]}),
+        "ja": make_adapter(shapes, base="org/x", **{field: values[1]}),
+    }
+    message = (
+        f"'ja': {field} is '{values[1]}', 'en' has '{values[0]}'; adapters of different {what}"
+    )
+    with pytest.raises(InputError, match=message) as error:
+        check_same_base(adapters)
+    assert "\n" not in str(error.value)
+    check_same_base(adapters, allow_base_mismatch=True)
+    check_same_base({name: adapters[name] for name in ("de", "ja")})
+
+
+def test_a_quantised_copy_has_revisions_of_its_own(make_adapter):
+    shapes = {Q3: (4, 6, 2, 1.0)}
+    adapters = {
+        "en": make_adapter(shapes, base="org/x", revision="v1"),
+        "ja": make_adapter(shapes, base="other/x-4bit", revision="v2"),
+    }
+    check_same_base(adapters)
 
 
 @pytest.mark.parametrize(

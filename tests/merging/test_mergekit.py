@@ -45,7 +45,7 @@ def test_task_arithmetic_is_mergekits(adapters, dense, weights):
 
 
 @POSITIVE
-@pytest.mark.parametrize("density", [1.0, 0.5, 0.13, 0.01])
+@pytest.mark.parametrize("density", [1.0, 0.5, 0.13, 0.01, 0.001])
 def test_ties_is_mergekits(adapters, dense, weights, density):
     found = dense(merge(adapters, f"mergekit/ties@{density}*1.5", weights=weights))
     assert_mergekits(found, adapters, "ties", weights, density=density, **{"lambda": 1.5})
@@ -73,8 +73,11 @@ def test_breadcrumbs_ties_is_mergekits(adapters, dense, weights, density):
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.13])
-def test_sce_is_mergekits_where_it_weighs_at_all(adapters, dense, density):
-    """These deltas are large: below a mean square of 1e-6 in all, mergekit weighs alike."""
+@pytest.mark.parametrize("size", [1.0, 2.0**-16])
+def test_sce_is_mergekits_also_where_it_weighs_adapters_alike(make_adapters, dense, density, size):
+    """Below a mean square of 1e-6 in all it does, as with the deltas of LoRA."""
+    scales = (2.0 * size, 0.5 * size, 1.0 * size)
+    adapters = make_adapters(ranks=(2, 4, 3), scales=scales)
     found = dense(merge(adapters, f"mergekit/sce@{density}"))
     assert_mergekits(found, adapters, "sce", rtol=1e-5, select_topk=density)
 
@@ -156,10 +159,11 @@ def test_at_equal_weights_mergekit_is_peft(adapters, density):
 
 
 def test_where_the_count_is_zero_mergekit_keeps_one_entry(adapters):
-    """The one difference of `mergekit/ties`: int(d N) is 0, and ours keeps none."""
+    """`mergekit/ties` does too, and `ties` keeps int(d N) = 0."""
     path = "model.layers.0.k_proj"
     deltas = task_vectors(adapters, path)
     kit = mergekit_models.merged(deltas[:1], "ties", [1.0], density=0.001)
     assert np.count_nonzero(kit) == 1
-    merged = merge({"de": adapters["de"]}, "mergekit/ties@0.001")
-    assert np.count_nonzero(merged.delta(path)) == 0
+    one = {"de": adapters["de"]}
+    assert np.count_nonzero(merge(one, "mergekit/ties@0.001").delta(path)) == 1
+    assert np.count_nonzero(merge(one, "ties@0.001").delta(path)) == 0

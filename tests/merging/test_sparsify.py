@@ -200,3 +200,20 @@ def test_draws_are_uniform_and_of_no_kinship():
     ]
     for one, other in pairs:
         assert abs(np.mean(one * other)) < 5 / np.sqrt(one.size)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers"),
+    [
+        ("magnitude", {"count": N}),
+        ("magnitude_mergekit", {"count": N}),
+        ("magnitude_official", {"count": N - 1}),
+        ("dare", {"density": 1.0}),
+        ("della", {"density": 1.0, "epsilon": 0.0}),
+        ("breadcrumbs", {"count": N}),
+        ("sce", {"count": N}),
+    ],
+)
+def test_keeping_everything_changes_nothing(x, name, numbers):
+    """So a merge at density 1 may leave the step out."""
+    np.testing.assert_array_equal(sparsified(name, x, **numbers), x)

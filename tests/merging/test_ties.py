@@ -5,6 +5,7 @@ import merge_references
 import numpy as np
 import pytest
 
+from langmerge_jax.adapters import Adapter, Factors
 from langmerge_jax.merging import DenseDelta, merge
 from langmerge_jax.merging.consensus import ties
 
@@ -148,3 +149,35 @@ def test_another_density_seed_or_weight_compiles_nothing(make_adapters, caplog):
     assert compilations("ties@0.3*2", weights=WEIGHTS, seed=7) == []
     compilations("dare_ties@0.5")
     assert compilations("dare_ties@0.3*2", weights=WEIGHTS, seed=7) == []
+
+
+@pytest.mark.parametrize("recipe", ["ties@0.5", "soup", "ties_core@1"])
+def test_an_adapter_of_weight_zero_has_no_say(make_adapters, dense, recipe):
+    adapters = make_adapters()
+    silent = dense(merge(adapters, recipe, weights={"de": 1.0, "en": 0.0, "ja": 2.0}))
+    if recipe == "ties_core@1":  # Its factors are in the basis all the same.
+        adapters["en"] = Adapter(
+            {p: Factors(f.a, f.b, 0.0) for p, f in adapters["en"].modules.items()}, base="base"
+        )
+        absent = dense(merge(adapters, recipe, weights={"de": 1.0, "en": 1.0, "ja": 2.0}))
+    else:
+        left = {name: adapters[name] for name in ("de", "ja")}
+        absent = dense(merge(left, recipe, weights={"de": 1.0, "ja": 2.0}))
+    for path in silent:
+        atol = 1e-5 * np.abs(absent[path]).max()
+        np.testing.assert_allclose(silent[path], absent[path], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("recipe", ["ties@0.5", "ties_knots@0.5", "ties_core@0.5", "linear"])
+def test_tiny_adapters_are_merged_like_large_ones(make_adapters, dense, recipe):
+    """Nothing is lost to a threshold of absolute size."""
+    adapters = make_adapters()
+    tiny = {
+        name: Adapter({p: Factors(f.a, f.b * 2.0**-24, f.scale) for p, f in a.modules.items()})
+        for name, a in adapters.items()
+    }
+    large, small = dense(merge(adapters, recipe)), dense(merge(tiny, recipe))
+    for path in large:
+        expected = large[path] * 2.0**-24
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(small[path], expected, rtol=0, atol=atol)

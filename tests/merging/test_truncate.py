@@ -1,5 +1,7 @@
 """Merges at a smaller rank, against a full singular value decomposition in float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,26 @@ def test_dense_is_the_same_change(adapter):
     assert isinstance(deltas, DenseDelta)
     for name, value in deltas.items():
         np.testing.assert_allclose(value, delta(adapter.modules[name]), atol=1e-4)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_what_a_merge_holds_besides_its_modules_survives(adapter, full):
+    """An embedding's weight changes by the transpose: without its flag it would be unfit."""
+    modules = adapter.modules | {"wte": dataclasses.replace(adapter.modules["q"], embedding=True)}
+    heads = {"score.weight": np.ones((2, 16), np.float32)}
+    given = Adapter(modules, "some-base", "v2", "SEQ_CLS", heads, fan_in_fan_out=True)
+    found, _ = truncate(dense(given) if full else given, 3)
+    assert [path for path, x in found.modules.items() if x.embedding] == ["wte"]
+    assert (found.base, found.revision, found.task_type) == ("some-base", "v2", "SEQ_CLS")
+    assert found.fan_in_fan_out
+    np.testing.assert_array_equal(found.heads["score.weight"], heads["score.weight"])
+
+
+def test_only_embeddings_are_transposed_unless_the_base_stores_all_weights_so(adapter):
+    modules = adapter.modules | {"wte": dataclasses.replace(adapter.modules["q"], embedding=True)}
+    assert dense(Adapter(modules)).transposed == {"wte"}
+    assert dense(Adapter(modules, fan_in_fan_out=True)).transposed == {"wte", "q", "k", "down"}
+    assert dense(adapter).transposed == set()
 
 
 def test_rank_below_one_is_refused(adapter):

@@ -40,6 +40,12 @@ def test_two_numbers_go_evenly_from_the_first_layer_to_the_last():
     assert found.of("model.layers.4.q_proj").tolist() == [3.0, 1.0]
 
 
+def test_the_first_layer_is_the_first_that_is_adapted_and_towers_count_apart():
+    modules = [f"text.layers.{x}.q" for x in (16, 20, 31)] + [f"vision.{x}.q" for x in (0, 1)]
+    found = weights({"de": (0.0, 1.0), "en": 1.0}, modules=modules)
+    assert [found.of(path)[0] for path in modules] == [0.0, 4 / 15, 1.0, 0.0, 1.0]
+
+
 def test_one_layer_is_the_first():
     found = weights({"de": (1.0, 3.0), "en": 1.0}, modules=["model.layers.0.q_proj"])
     assert found.of("model.layers.0.q_proj").tolist() == [1.0, 1.0]
@@ -58,8 +64,8 @@ def test_relative_weights_have_one_as_the_largest_in_each_module():
         ({"de": 1.0, "en": 1.0, "fr": 1.0}, False, "'fr': no adapter of that name"),
         ({"de": 1.0, "en": np.inf}, False, "'en' has inf; give a finite number"),
         ({"de": (0.0, np.nan), "en": 1.0}, False, "'de' has nan; give a finite number"),
-        ({"de": 1.0, "en": -1.0}, True, "'en' has -1.0; 'a recipe' takes .* positive"),
-        ({"de": (1.0, -1.0), "en": 1.0}, True, r"'de' has 0\.0; .* use `linear` to subtract"),
+        ({"de": 1.0, "en": -1.0}, True, "'en' has -1.0; .* not negative; use `linear`"),
+        ({"de": (1.0, -1.0), "en": 1.0}, True, r"'de' has -0\.5; .* use `linear` to subtract"),
         ({"de": {"*.lm_head": 2.0}, "en": 1.0}, False, r"'\*\.lm_head' matches no module.* model"),
     ],
 )
