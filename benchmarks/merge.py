@@ -17,8 +17,7 @@ the same work with everything compiled. A number is the median of `--repeats`; o
 take turns. Every result is compared with the peer's before it is timed. The peers have all cores
 and their fastest settings.
 
-The cases need torch, peft and mergekit beside the extra `dev`
-(pip install --no-deps mergekit==0.1.5 immutables click).
+The cases need the extra `dev`.
 """
 
 import functools

@@ -1,10 +1,11 @@
 """docs/merging.md says what the engine does."""
 
 import itertools
+import json
 
 import pytest
 
-from docs import from_recipes
+from docs import from_benchmarks, from_recipes
 from langmerge_jax.errors import InputError
 from langmerge_jax.merging import PRESETS, Recipe, parse
 from langmerge_jax.merging.consensus import CONSENSUS
@@ -52,3 +53,16 @@ def test_every_preset_is_told_with_its_recipe(page):
         density = "" if preset.fields["sparsify"] == "none" else "@0.5"
         told = parse(",".join([head + density, *options]))
         assert told == parse(name + density)
+
+
+def test_the_page_of_benchmarks_is_made_of_their_results():
+    committed = from_benchmarks.PAGE.read_text(encoding="utf-8")
+    assert committed == from_benchmarks.page(), "run python -m docs.from_benchmarks"
+
+
+def test_the_readme_quotes_the_benchmark():
+    readme = " ".join((from_benchmarks.ROOT / "README.md").read_text(encoding="utf-8").split())
+    found = json.loads(from_benchmarks.RESULTS.read_text())["knots_8b"]["findings"]
+    seconds = found["ties_knots@1, cold"]["value"]
+    ratio = found["ties_knots@1, cold to bare and copy"]["value"]
+    assert f"take {seconds:.0f} s by `ties_knots@1` on two cores, {ratio:.1f} times the" in readme

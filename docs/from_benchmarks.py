@@ -1,0 +1,85 @@
+"""Writes docs/benchmarks.md from benchmarks/merge.json, which `python -m benchmarks.merge` makes.
+
+  .venv-test/bin/python -m docs.from_benchmarks
+
+tests/test_merging_page.py checks that the committed page is what this makes.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+from langmerge_jax.reporting.table import Cell, Table
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+RESULTS = ROOT / "benchmarks" / "merge.json"
+
+INTRODUCTION = """\
+# Benchmarks of merging
+
+<!-- Made by `python -m docs.from_benchmarks` from benchmarks/merge.json; change it there. -->
+
+`python -m benchmarks.merge` times merges beside the fastest there is to compare with, in one run,
+with the outputs compared before. Cold is a process of its own from its start to its end; warm is
+the same work with everything compiled. A bar is what was asked for; where it is not met, it says
+NO.
+"""
+
+CASES = {
+    "knots_8b": """\
+TIES-KnOTS at the shape of Llama-3.1-8B: five adapters of rank 64 on all seven projections, in
+bfloat16, from files to a file. The bare calls are the QRs, SVDs and products of a textbook KnOTS
+alone, with no trim, no files and no card. Asked for are 90 and 180 seconds, or on a noisy machine
+1.3 times the bare calls and a copy of the files.""",
+    "projection": """\
+One 4096 x 4096 projection, five adapters of rank 64, beside KnOTS' own procedure (our
+transcription, a full SVD in float64) and PEFT.""",
+    "mergekit": """\
+From five adapters and a base of half a billion float32 weights to the full merged model, beside
+mergekit's `ties` from full models.""",
+    "delta_8b": "`ties` over all deltas of the 8B shape, folded into a synthetic bfloat16 base.",
+    "growth": "2 to 50 adapters of rank 16 on one 4096 x 4096 projection.",
+}
+
+
+def page() -> str:
+    """Returns docs/benchmarks.md."""
+    sections = json.loads(RESULTS.read_text(encoding="utf-8"))
+    lines = [INTRODUCTION]
+    for name, text in CASES.items():
+        lines += [f"## `{name}`", "", text, ""]
+        if name in sections:
+            lines += [_section(sections[name]), ""]
+        else:
+            lines += ["Not run at full size yet.", ""]
+    return "\n".join(lines)
+
+
+def _section(section: dict[str, Any]) -> str:
+    rows = {name: _cells(finding) for name, finding in section["findings"].items()}
+    machine, repeats = section["machine"], section["settings"]["repeats"]
+    note = (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
+        f"{machine['date']}; jax {machine['jax']}; medians of {repeats}."
+    )
+    return Table("", "", ["measured", "bar", "met"], rows, [note]).markdown().strip("# \n")
+
+
+def _cells(finding: dict[str, Any]) -> list[Cell]:
+    told = Cell(_said(finding["value"], finding["unit"]))
+    for side, sign in (("least", ">="), ("most", "<=")):
+        if side in finding:
+            bar = Cell(f"{sign} {_said(finding[side], finding['unit'])}")
+            return [told, bar, Cell("yes" if finding["met"] else "NO")]
+    return [told, Cell("-"), Cell("-")]
+
+
+def _said(value: float, unit: str) -> str:
+    number = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return f"{number} {unit}".strip()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
