@@ -91,31 +91,36 @@ def ties(
     return merged / jnp.where(share == 0, 1, share)
 
 
-def sce(x: Parts, weights: jax.Array) -> jax.Array:
+def sce(x: Parts, weights: jax.Array, entries: jax.Array) -> jax.Array:
     """Elects signs without weights, and weighs the agreeing by their adapter's mean square.
+
+    Args:
+        x: n arrays of one shape, perhaps padded with zeros.
+        weights: `[n]`.
+        entries: Scalar, how many of an array's entries are no padding.
 
     References:
         Wan et al., FuseChat (arXiv 2408.07990), section 3.2, "calculate" and "erase".
     """
-    energies = _energies(x)
+    energies = _mean_squares(x, entries)
     shares = energies / jnp.where(_sum(energies) == 0, 1, _sum(energies))
     return ties(x, weights * shares, Vote(election="unweighted"))
 
 
-def sce_mergekit(x: Parts, weights: jax.Array) -> jax.Array:
+def sce_mergekit(x: Parts, weights: jax.Array, entries: jax.Array) -> jax.Array:
     """As `sce`, but weighs adapters alike where the sum of their mean squares is below 1e-6.
 
     References:
         mergekit's `sce_weight`, from 0.1.5. The mean squares of LoRA deltas are that small.
     """
-    energies = _energies(x)
+    energies = _mean_squares(x, entries)
     total = _sum(energies)
     shares = jnp.where(total < 1e-6, 1 / len(energies), energies / jnp.maximum(total, 1e-6))
     return ties(x, weights * shares, Vote(election="unweighted"))
 
 
-def _energies(x: Parts) -> jax.Array:
-    return jnp.stack([jnp.mean(jnp.square(v)) for v in x])
+def _mean_squares(x: Parts, entries: jax.Array) -> jax.Array:
+    return jnp.stack([jnp.sum(jnp.sum(jnp.square(v), axis=-1)) for v in x]) / entries
 
 
 @dataclasses.dataclass(frozen=True)

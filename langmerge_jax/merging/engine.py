@@ -195,10 +195,6 @@ class Merge:
     def energy(self) -> float | None:
         return self._truncation.energy if self._truncation else None
 
-    def weights(self, module: str) -> np.ndarray:
-        """The adapters' weights in one module, float64 `[n]`; relative ones with 1 the largest."""
-        return self._weights.of(module)
-
     def adapter(self, modules: dict[str, Factors]) -> Adapter:
         """The adapter that has these merged modules, and all else of the inputs."""
         return Adapter(

@@ -42,6 +42,7 @@ class Numbers(NamedTuple):
 
     Attributes:
         density, gain, zero_sign, epsilon: `[m]`; gain is lambda, epsilon DELLA's.
+        entries: `[m]`, how many coordinates of an adapter are no padding.
         columns, count, outliers: `[m]` int32: columns that are no padding, entries to keep, and the
             largest entries that Breadcrumbs drops.
         words: `[m, n, 2]` uint32.
@@ -54,6 +55,7 @@ class Numbers(NamedTuple):
     gain: Any
     zero_sign: Any
     epsilon: Any
+    entries: Any
     columns: Any
     count: Any
     outliers: Any
@@ -128,6 +130,8 @@ def combine(x: jax.Array, numbers: Numbers, *, method: Method, mesh: Mesh | None
         merge = CONSENSUS[method.consensus].combine
         if method.consensus == "ties":
             merge = functools.partial(merge, vote=method.vote, zero_sign=numbers.zero_sign)
+        elif method.consensus in ("sce", "sce_mergekit"):
+            merge = functools.partial(merge, entries=numbers.entries)
         return numbers.gain * merge(kept, numbers.weights)
 
     return _spread(one, mesh)(x, numbers)

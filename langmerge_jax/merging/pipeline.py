@@ -233,6 +233,7 @@ class Pipeline:
             gain=np.full(m, recipe.lam if part == len(shapes) - 1 else 1.0, dtype),
             zero_sign=np.full(m, zero_sign, dtype),
             epsilon=np.full(m, recipe.epsilon, dtype),
+            entries=np.full(m, math.prod(shapes[part]), dtype),
             columns=np.full(m, shapes[part][1], np.int32),
             count=count.astype(np.int32),
             outliers=np.minimum(outliers, entries - count).astype(np.int32),

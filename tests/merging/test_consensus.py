@@ -86,11 +86,13 @@ def test_sce_weighs_by_mean_squares_however_small(weights, size):
     x = size * ballots() * np.array([1.0, 3.0, 0.5, 1.0])[:, None, None]
     w = np.array(WEIGHTS[weights])
     with jax.enable_x64(True):
-        merged = consensus.sce(x, w)
+        merged = consensus.sce(x, w, x[0].size)
     expected = merge_references.sce(list(x), 1.0, w)
     np.testing.assert_allclose(merged, expected, rtol=0, atol=1e-14 * size)
 
 
 def test_sce_of_nothing_is_nothing():
     zeros = np.zeros((3, 4, 5), np.float32)
-    np.testing.assert_array_equal(consensus.sce(zeros, np.ones(3, np.float32)), zeros[0])
+    np.testing.assert_array_equal(
+        consensus.sce(zeros, np.ones(3, np.float32), zeros[0].size), zeros[0]
+    )

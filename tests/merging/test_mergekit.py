@@ -73,7 +73,7 @@ def test_breadcrumbs_ties_is_mergekits(adapters, dense, weights, density):
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.13])
-@pytest.mark.parametrize("size", [1.0, 2.0**-16])
+@pytest.mark.parametrize("size", [1.0, 2.0**-10, 2.0**-16])
 def test_sce_is_mergekits_also_where_it_weighs_adapters_alike(make_adapters, dense, density, size):
     """Below a mean square of 1e-6 in all it does, as with the deltas of LoRA."""
     scales = (2.0 * size, 0.5 * size, 1.0 * size)
