@@ -59,9 +59,10 @@ def page() -> str:
 def _section(section: dict[str, Any]) -> str:
     rows = {name: _cells(finding) for name, finding in section["findings"].items()}
     machine, repeats = section["machine"], section["settings"]["repeats"]
+    taken = "one run" if repeats == 1 else f"medians of {repeats}"
     note = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
-        f"{machine['date']}; jax {machine['jax']}; medians of {repeats}."
+        f"{machine['date']}; jax {machine['jax']}; {taken}."
     )
     return Table("", "", ["measured", "bar", "met"], rows, [note]).markdown().strip("# \n")
 

@@ -30,11 +30,6 @@ def write_merged_adapter(
         InputError: If the recipe is full rank, or `output` is something else.
     """
     account, facts = Account(ready), {}
-
-    def companions() -> dict[str, str]:
-        facts.update(account.facts(sources))
-        return _texts(facts)
-
     items = account.factors(ready.factors())
     write_adapter(
         output,
@@ -44,7 +39,7 @@ def write_merged_adapter(
         task_type=ready.task_type,
         heads=ready.heads,
         fan_in_fan_out=ready.fan_in_fan_out,
-        companions=companions,
+        companions=lambda: _told(facts, account.facts(sources)),
         paths=ready.stacks,
     )
     return facts
@@ -67,11 +62,6 @@ def write_merged_model(
         InputError: If `output` exists or the base does not fit.
     """
     account, facts, deltas = Account(ready), {}, ready.deltas()
-
-    def companions() -> dict[str, str]:
-        facts.update(account.facts(sources, folded_into=base))
-        return _texts(facts)
-
     noted = DenseDelta(
         deltas.modules,
         lambda paths, in_order: account.deltas(deltas.items(paths, in_order=in_order)),
@@ -80,11 +70,18 @@ def write_merged_model(
         heads=deltas.heads,
         fan_in_fan_out=deltas.fan_in_fan_out,
     )
-    fold_directory(base, noted, output, companions=companions)
+    fold_directory(
+        base,
+        noted,
+        output,
+        companions=lambda: _told(facts, account.facts(sources, folded_into=base)),
+    )
     return facts
 
 
-def _texts(facts: Mapping[str, Any]) -> dict[str, str]:
+def _told(facts: dict[str, Any], found: Mapping[str, Any]) -> dict[str, str]:
+    """Keeps what was found in `facts`, for the caller; returns the texts that tell it."""
+    facts.update(found)
     return {
         CARD_NAME: card(facts),
         RECORD_NAME: json.dumps(facts, indent=2, ensure_ascii=False) + "\n",

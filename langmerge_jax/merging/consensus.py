@@ -129,20 +129,22 @@ class Consensus:
 
     Attributes:
         combine: From n arrays of coordinates and weights `[n]` to one array.
-        relative: Whether weights are relative importance, positive and the same when all are
+        relative: Whether weights are relative importance, not negative and the same when all are
             doubled; otherwise they are gains of either sign.
+        needs: What else `combine` takes: `vote`, `zero_sign`, `entries`.
     """
 
     combine: Callable[..., jax.Array]
     relative: bool
+    needs: tuple[str, ...] = ()
 
 
 CONSENSUS: dict[str, Consensus] = {
     "sum": Consensus(weighted_sum, relative=False),
     "mean": Consensus(mean, relative=True),
-    "ties": Consensus(ties, relative=True),
-    "sce": Consensus(sce, relative=True),
-    "sce_mergekit": Consensus(sce_mergekit, relative=True),
+    "ties": Consensus(ties, relative=True, needs=("vote", "zero_sign")),
+    "sce": Consensus(sce, relative=True, needs=("entries",)),
+    "sce_mergekit": Consensus(sce_mergekit, relative=True, needs=("entries",)),
 }
 
 

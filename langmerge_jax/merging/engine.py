@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from langmerge_jax.adapters import Adapter, Factors, check_same_base
-from langmerge_jax.adapters.agreement import common_base
+from langmerge_jax.adapters import Adapter, Factors, check_same_base, common_base
 from langmerge_jax.errors import InputError
 from langmerge_jax.merging import kernels
 from langmerge_jax.merging.dense import DenseDelta
@@ -58,8 +57,8 @@ def merge(
         recipe: A recipe, or its name (see `parse`).
         weights: A weight for every adapter, 1 if not given: a number, two for the first and the
             last layer, or either by module pattern (see `Weights`). For TIES and means relative
-            importance: positive, and the same when all are doubled. For sums and PEFT's rules a
-            gain of either sign.
+            importance: not negative, and the same when all are doubled. For sums and PEFT's rules
+            a gain of either sign.
         seed: Of random masks, any integer.
         missing: `refuse` or `zero`: what a module means that some adapters lack.
         heads: `refuse`, `average` (by the weights), or `from=<name>`: what becomes of fully trained
@@ -255,7 +254,7 @@ class Merge:
         else:
             exact_sum = self._space is None and rank is None
             bound = sum(ranks) if exact_sum else min(sum(ranks), most)
-        wanted = self._inputs_rank if rank == "inputs" else rank
+        wanted = self._wanted_rank
         return min(bound, wanted) if isinstance(wanted, int) else bound
 
     def _check_module(self, path: str, stack: Sequence[Factors]) -> None:
@@ -277,8 +276,8 @@ class Merge:
             )
 
     def _factors(self, paths: Sequence[str], dtype: np.dtype) -> Iterator[tuple[str, Factors]]:
-        rank = self.recipe.rank
-        self._truncation = None if rank is None else Truncation(1 if rank == "inputs" else rank)
+        rank = self._wanted_rank
+        self._truncation = None if rank is None else Truncation(rank)
         if self._pipeline is None:
             return self._summed(paths, dtype)
         return self._lifted(paths, dtype)
@@ -315,11 +314,7 @@ class Merge:
                 yield path, self._made(path, a, b)
 
     def _truncated(self, path: str, a: jax.Array | None, b: jax.Array, dtype: np.dtype) -> Factors:
-        inputs = self._inputs_rank if self.recipe.rank == "inputs" else None
-        if a is None:
-            pair = self._truncation.of_dense(b, inputs)
-        else:
-            pair = self._truncation.of_factors(a, b, inputs)
+        pair = self._truncation.of_dense(b) if a is None else self._truncation.of_factors(a, b)
         return self._made(path, *(x.astype(dtype) for x in pair))
 
     def _made(self, path: str, a: np.ndarray, b: np.ndarray, scale: float = 1.0) -> Factors:
@@ -332,8 +327,10 @@ class Merge:
             ) from error
 
     @property
-    def _inputs_rank(self) -> int:
-        """The highest rank of an input over all modules, as PEFT takes it."""
+    def _wanted_rank(self) -> int | float | None:
+        """The rank to truncate to; `inputs` is the highest over all modules, as PEFT takes it."""
+        if self.recipe.rank != "inputs":
+            return self.recipe.rank
         return max(factors.rank for stack in self.stacks.values() for factors in stack)
 
     def _deltas(

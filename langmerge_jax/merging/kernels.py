@@ -127,12 +127,14 @@ def combine(x: jax.Array, numbers: Numbers, *, method: Method, mesh: Mesh | None
 
     def one(x: jax.Array, numbers: Numbers) -> jax.Array:
         kept = _sparsified(x, numbers, method)
-        merge = CONSENSUS[method.consensus].combine
-        if method.consensus == "ties":
-            merge = functools.partial(merge, vote=method.vote, zero_sign=numbers.zero_sign)
-        elif method.consensus in ("sce", "sce_mergekit"):
-            merge = functools.partial(merge, entries=numbers.entries)
-        return numbers.gain * merge(kept, numbers.weights)
+        consensus = CONSENSUS[method.consensus]
+        known = {
+            "vote": method.vote,
+            "zero_sign": numbers.zero_sign,
+            "entries": numbers.entries,
+        }
+        needed = {name: known[name] for name in consensus.needs}
+        return numbers.gain * consensus.combine(kept, numbers.weights, **needed)
 
     return _spread(one, mesh)(x, numbers)
 

@@ -48,47 +48,42 @@ class Truncation:
         """The share of the squared singular values kept so far, over all modules; 1 of nothing."""
         return self._kept / self._total if self._total else 1.0
 
-    def of_factors(
-        self, a: jax.Array, b: jax.Array, rank: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def of_factors(self, a: jax.Array, b: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Truncates `b @ a`, exactly, from a decomposition as wide as its rank.
 
         Args:
             a, b: `[k, i]` and `[o, k]`.
-            rank: In place of the truncation's own.
         """
         with lapack.one_thread():
             a, b, values = jax.block_until_ready(_of_factors(a, b))
         total = float(jnp.sum(jnp.square(values)))
-        return self._cut(a, b, np.asarray(values), total, rank)
+        return self._cut(a, b, np.asarray(values), total)
 
-    def of_dense(self, delta: jax.Array, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def of_dense(self, delta: jax.Array) -> tuple[np.ndarray, np.ndarray]:
         """Truncates a delta `[o, i]`, by a randomized decomposition where that is much cheaper.
 
         Args:
             delta: Of the module.
-            rank: In place of the truncation's own.
         """
-        rank = rank or self.rank
+        rank = self.rank
         total = float(_energy(delta))
         smaller = min(delta.shape)
         width = 64 if isinstance(rank, float) else rank
         while True:
             drawn = width + _EXTRA
             if drawn * (_STEPS + 1) > smaller // 2:
-                return self._cut(*_of_dense(delta), total, rank)
+                return self._cut(*_of_dense(delta), total)
             with lapack.one_thread():
                 a, b, values = jax.block_until_ready(_randomized(delta, drawn))
             if isinstance(rank, int):
-                return self._cut(a, b, np.asarray(values), total, rank)
+                return self._cut(a, b, np.asarray(values), total)
             reached = np.flatnonzero(_kept(values) >= rank * total)
             if reached.size and reached[0] < width:
-                return self._cut(a, b, np.asarray(values), total, rank)
+                return self._cut(a, b, np.asarray(values), total)
             width *= 2
 
-    def _cut(self, a, b, values, total: float, rank: int | float | None):
-        rank = rank or self.rank
-        kept = _kept(values)
+    def _cut(self, a, b, values, total: float):
+        rank, kept = self.rank, _kept(values)
         if isinstance(rank, float):
             reached = np.flatnonzero(kept >= rank * total)
             rank = int(reached[0]) + 1 if reached.size else kept.size
