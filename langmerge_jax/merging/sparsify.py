@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from langmerge_jax.merging import select
+from langmerge_jax.merging.threefry import random_uniform
 
 # One array an adapter. Left apart rather than stacked, the last step of a sparsifier joins the pass
 # of the consensus over the entries.
@@ -171,25 +172,6 @@ def variance_over_adapters(x: jax.Array) -> jax.Array:
     mean = sum(from_first[1:], from_first[0]) / x.shape[0]
     squares = [jnp.square(v - mean) for v in from_first]
     return sum(squares[1:], squares[0]) / x.shape[0]
-
-
-def random_uniform(key_words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform floats in [0, 1) that depend on the key, row and column alone, float32.
-
-    Every row has a key of its own, so that rows drawn apart are those of the whole.
-
-    Args:
-        key_words: `[n, 2]` uint32.
-        shape: `(n, rows, columns)`.
-    """
-    # Named, so that no setting of the program changes a mask. Partitionable bits depend on the key
-    # and the position alone, not on the array's length or how it is sharded.
-    with jax.threefry_partitionable(True):
-        keys = jax.random.wrap_key_data(key_words, impl="threefry2x32")
-        rows = jnp.arange(shape[1], dtype=jnp.uint32)
-        of_rows = jax.vmap(lambda key: jax.vmap(lambda row: jax.random.fold_in(key, row))(rows))
-        draw = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, shape[2:], jnp.float32)))
-        return draw(of_rows(keys))
 
 
 def _restored(x: jax.Array, keep: jax.Array) -> jax.Array:

@@ -3,17 +3,19 @@
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import merge_references
 import numpy as np
 import pytest
 
 from langmerge_jax.merging import merge, sparsify
+from langmerge_jax.merging.threefry import random_uniform, threefry2x32
 
 ROWS, COLUMNS, N = 13, 17, 13 * 17
 
 
-uniform_draws = jax.jit(sparsify.random_uniform, static_argnums=1)
+uniform_draws = jax.jit(random_uniform, static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "rescale"))
@@ -122,7 +124,9 @@ def test_dellas_survivors_are_right_on_average():
     assert np.all(np.abs(mean - x[0, 0]) < 5 * deviation / p * x[0, 0])
 
 
-@pytest.mark.parametrize("name", ["della", "breadcrumbs", "magnitude", "magnitude_official", "sce"])
+@pytest.mark.parametrize(
+    "name", ["dare", "della", "breadcrumbs", "magnitude", "magnitude_official", "sce"]
+)
 def test_padding_is_no_part_of_a_module(name):
     x = coordinates()
     padded = np.pad(x, ((0, 0), (0, 3), (0, 5)))
@@ -130,15 +134,7 @@ def test_padding_is_no_part_of_a_module(name):
     whole = sparsified(name, padded, **numbers)
     np.testing.assert_array_equal(whole[:, ROWS:], 0)
     np.testing.assert_array_equal(whole[:, :, COLUMNS:], 0)
-    if name == "della":  # Its draws depend on how wide the array is, its probabilities do not.
-        draws = np.asarray(uniform_draws(words(3), padded.shape))[:, :ROWS, :COLUMNS]
-        expected = [
-            merge_references.della(v, u, 0.5, 0.3)
-            for v, u in zip(x.astype(np.float64), draws, strict=True)
-        ]
-        np.testing.assert_allclose(whole[:, :ROWS, :COLUMNS], expected, rtol=1e-6, atol=0)
-    else:
-        np.testing.assert_array_equal(whole[:, :ROWS, :COLUMNS], sparsified(name, x, **numbers))
+    np.testing.assert_array_equal(whole[:, :ROWS, :COLUMNS], sparsified(name, x, **numbers))
 
 
 @pytest.mark.parametrize("density", [0.9, 0.5, 0.01])
@@ -173,10 +169,34 @@ def test_the_count_is_pythons_int_of_density_times_entries(make_adapters):
         assert np.count_nonzero(both) == count
 
 
+@pytest.mark.parametrize(
+    ("key", "counter", "expected"),
+    [
+        ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0x1CB996FC, 0xBB002BE7)),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_threefry_gives_the_known_answers_of_its_authors(key, counter, expected):
+    given = [tuple(map(np.uint32, pair)) for pair in (key, counter)]
+    assert tuple(map(int, jax.jit(threefry2x32)(*given))) == expected
+
+
+def test_threefry_is_that_of_jax():
+    rng = np.random.default_rng(0)
+    key, counter = rng.integers(0, 2**32, (2, 2, 1000), dtype=np.uint32)
+    for i in range(3):
+        expected = jax.extend.random.threefry_2x32(key[:, i], counter.ravel())
+        found = jax.jit(threefry2x32)(tuple(key[:, i]), tuple(counter))
+        np.testing.assert_array_equal(np.stack(found), expected.reshape(2, 1000))
+
+
 @pytest.mark.parametrize("width", [1, 20, 129])
-def test_rows_drawn_apart_are_those_of_the_whole(width):
+def test_a_part_drawn_alone_is_that_of_the_whole(width):
     keys = words(3)
     whole = np.asarray(uniform_draws(keys, (3, 200, width)))
+    narrow = np.asarray(uniform_draws(keys, (3, 200, max(1, width // 2))))
+    np.testing.assert_array_equal(narrow, whole[:, :, : narrow.shape[2]])
     part = np.asarray(uniform_draws(keys, (3, 100, width)))
     np.testing.assert_array_equal(part, whole[:, :100])
     alone = np.asarray(uniform_draws(keys[1:2], (1, 200, width)))
