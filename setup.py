@@ -26,7 +26,6 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
-        "safetensors>=0.6",
         "scikit-learn>=1.5",
         # Keeps LAPACK to one thread where its threads would wait for each other.
         "threadpoolctl>=3.5",
@@ -40,7 +39,7 @@ setuptools.setup(
         "cuda13": ["jax[cuda13]>=0.10"],
         "tfds": ["tensorflow-datasets>=4.9.9"],
         # What the tests need; comparisons with torch skip without the `dev` extra.
-        "test": ["hypothesis>=6.100", "pytest>=8"],
+        "test": ["hypothesis>=6.100", "pytest>=8", "safetensors>=0.6"],
         # Pinned: the versions that the comparisons were written against.
         "dev": [
             "hypothesis>=6.100",
@@ -48,6 +47,7 @@ setuptools.setup(
             "peft==0.21.2",
             "pytest>=8",
             "ruff==0.17.6",
+            "safetensors>=0.6",
             "torch==2.13.0",
         ],
     },

@@ -74,7 +74,7 @@ def run(command: Sequence[str], **environment: str) -> Process:
         )
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> tuple[Process, Any]:
+def call(function: Callable[..., Any], *arguments: Any, **environment: str) -> tuple[Process, Any]:
     """Runs a function of a module of this package in a process of its own.
 
     Args:
@@ -83,11 +83,14 @@ def call(function: Callable[..., Any], *arguments: Any) -> tuple[Process, Any]:
     Returns:
         What the process took, and what the function returned.
     """
+    module = function.__module__
+    if module == "__main__":
+        module = sys.modules[module].__spec__.name
     program = (
-        f"import json, sys; from {function.__module__} import {function.__name__} as function; "
+        f"import json, sys; from {module} import {function.__name__} as function; "
         "print(json.dumps(function(*json.loads(sys.argv[1]))))"
     )
-    process = run([sys.executable, "-c", program, json.dumps(arguments)])
+    process = run([sys.executable, "-c", program, json.dumps(arguments)], **environment)
     return process, json.loads(process.output.splitlines()[-1])
 
 

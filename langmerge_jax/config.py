@@ -23,7 +23,7 @@ PAPER_RECIPES = tuple(
 # Sections that a workdir's config may change.
 _FREE = (
     *("combined", "merge", "evaluate", "updates", "dollars_per_device_hour"),
-    *("cpu_devices", "adapters_at_once", "mesh"),
+    *("attention", "cpu_devices", "adapters_at_once", "mesh"),
 )
 
 
@@ -34,6 +34,8 @@ def default() -> ml_collections.ConfigDict:
     # The frozen model: a directory in Hugging Face layout, or a hub name.
     config.base = "meta-llama/Llama-3.1-8B-Instruct"
     config.dtype = "bfloat16"
+    # xla, blockwise, cudnn or splash; auto takes the fastest that runs on the devices.
+    config.attention = "auto"
     config.languages = ("en", "de", "fr", "ja", "zh")
     # For the train door: one adapter on all languages together instead of one for each.
     config.combined = False
@@ -59,7 +61,11 @@ def default() -> ml_collections.ConfigDict:
 
     config.lora = ml_collections.ConfigDict()
     config.lora.rank = 64
+    # The delta is multiplied with alpha / rank, or with rslora by alpha / sqrt(rank).
     config.lora.alpha = 64.0
+    config.lora.rslora = False
+    config.lora.dropout = 0.0
+    # Names as in PEFT, or ("all-linear",), which is all of these.
     config.lora.targets = (
         "q_proj",
         "k_proj",

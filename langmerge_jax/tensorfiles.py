@@ -18,6 +18,9 @@ import numpy as np
 
 from langmerge_jax.errors import InputError
 
+# The weights of a Hugging Face directory: one file, or several and an index.
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
 DTYPES = {
     name: np.dtype(dtype)
     for name, dtype in {
@@ -95,6 +98,26 @@ def map_tensors(
             )
         tensors[name] = _view(mapped, entry, start)
     return tensors, metadata
+
+
+def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The files of weights that transformers loads: one, those of the index, or else all.
+
+    Raises:
+        InputError: If there is none, or the index is not valid.
+    """
+    whole, index = directory / WHOLE, directory / INDEX
+    if whole.is_file():
+        return [whole]
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{index}: no valid index of shards ({error!r})") from error
+        return [directory / pathlib.PurePath(name).name for name in sorted(names)]
+    if not (found := sorted(directory.glob("*.safetensors"))):
+        raise InputError(f"{directory}: a base without weights; it has no *.safetensors")
+    return found
 
 
 def room_for(names: Iterable[str]) -> int:

@@ -26,6 +26,19 @@ class Encoded:
         return len(self.prompt) + len(self.answer)
 
 
+def as_prompt(tokenizer, message: str) -> list[int]:
+    """Returns the token ids of a message, wrapped as the user's by a chat template if there is one.
+
+    The assistant's answer is what should follow.
+    """
+    if not tokenizer.chat_template:
+        return tokenizer.encode(message)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+    )
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassificationTask:
     """Text in, one of a few labels out, as a prompt and the label's words.
@@ -48,13 +61,7 @@ class ClassificationTask:
 
     def prompt(self, tokenizer, text: str) -> list[int]:
         """Returns the token ids of the prompt for `text`, not shortened."""
-        message = self.template.replace("{text}", text)
-        if tokenizer.chat_template:
-            message = tokenizer.apply_chat_template(
-                [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-            )
-            return tokenizer.encode(message, add_special_tokens=False)
-        return tokenizer.encode(message)
+        return as_prompt(tokenizer, self.template.replace("{text}", text))
 
     def options(self, tokenizer) -> list[list[int]]:
         """Returns the token ids of each label as an answer, without the end token."""

@@ -22,6 +22,7 @@ from langmerge_jax.data.tasks import ClassificationTask, Encoded
 from langmerge_jax.models.checkpoint import save_base
 from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
+from langmerge_jax.models.lora import without_adapters
 from langmerge_jax.parallel.mesh import Rules
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Program, Step, place, run_steps
@@ -30,7 +31,6 @@ from langmerge_jax.training.steplog import StepLog
 
 logger = logging.getLogger(__name__)
 
-_NO_ADAPTER = (np.ones(1, np.float32), np.zeros(1, np.int32))
 _BEGIN, _END, _USER, _ASSISTANT = "<|begin|>", "<|end|>", "<|user|>", "<|assistant|>"
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
@@ -175,8 +175,8 @@ def build_base(
         )
         rates = (learning_rate(i, total, peak=peak, warmup=0.05) for i in range(total))
         steps = (
-            _step(batch, rate, batch_size, settings.buckets)
-            for batch, rate in zip(batches, rates, strict=True)
+            _step(number, batch, rate, batch_size, settings.buckets)
+            for number, (batch, rate) in enumerate(zip(batches, rates, strict=True))
         )
         place_of_this = folder / what.replace(" ", "-")
         place_of_this.mkdir(parents=True, exist_ok=True)
@@ -186,16 +186,18 @@ def build_base(
     save_base(directory, params, config, tokenizer)
 
 
-def _step(batch: Sequence[Encoded], rate: float, rows: int, buckets: Sequence[int]) -> Step:
+def _step(
+    number: int, batch: Sequence[Encoded], rate: float, rows: int, buckets: Sequence[int]
+) -> Step:
     answers = max(len(e.answer) for e in batch)
     length = bucket(max(map(len, batch)), buckets)
     # Either one word is to be predicted or a whole text: two shapes of targets a length, not many.
     arrays = pad([batch], length, 2 if answers <= 2 else length, rows)
-    return Step(["base"], [rate], length, arrays, {"base": sum(map(len, batch))})
+    return Step(number, ["base"], [rate], length, arrays, {"base": sum(map(len, batch))})
 
 
 def _loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:
-    losses = token_losses(model, model(batch["tokens"], *_NO_ADAPTER), batch)
+    losses = token_losses(model, model(batch["tokens"], without_adapters()), batch)
     return losses.sum() / batch["weight"].sum()
 
 

@@ -15,6 +15,7 @@ from langmerge_jax.data.tasks import ClassificationTask
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.stages import digest, identity
 from langmerge_jax.models.checkpoint import Base, load_base, resolve
+from langmerge_jax.models.lora import targets_of
 from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.training.loop import Trainer, TrainSettings
 
@@ -82,7 +83,10 @@ class Run:
         if self.config.dtype not in dtypes:
             raise InputError(f"dtype={self.config.dtype!r}; known: {', '.join(dtypes)}")
         return load_base(
-            self.path(self.config.base), mesh=self.mesh, dtype=dtypes[self.config.dtype]
+            self.path(self.config.base),
+            mesh=self.mesh,
+            dtype=dtypes[self.config.dtype],
+            attention=self.config.attention,
         )
 
     @functools.cached_property
@@ -117,6 +121,8 @@ class Run:
         return TrainSettings(
             rank=lora.rank,
             alpha=lora.alpha,
-            targets=tuple(lora.targets),
+            rslora=lora.rslora,
+            dropout=lora.dropout,
+            targets=targets_of(lora.targets, self.base.config.projections()),
             **{key: tuple(v) if isinstance(v, tuple) else v for key, v in train.items()},
         )

@@ -15,11 +15,17 @@ from langmerge_jax.errors import InputError
 from langmerge_jax.files import finished_directory
 from langmerge_jax.merging.dense import DenseDelta
 from langmerge_jax.progress import Progress
-from langmerge_jax.tensorfiles import TensorWriter, map_tensors, room_for
+from langmerge_jax.tensorfiles import (
+    INDEX,
+    WHOLE,
+    TensorWriter,
+    map_tensors,
+    room_for,
+    weight_files,
+)
 
 logger = logging.getLogger(__name__)
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Weights in other formats, which would stay without the delta.
 _OTHER_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ot", ".onnx"}
 
@@ -55,7 +61,7 @@ def fold_directory(
             the result.
     """
     _refuse_contents(output)
-    shards = {path: map_tensors(path) for path in _shards(base)}
+    shards = {path: map_tensors(path) for path in weight_files(base)}
     places: dict[str, pathlib.Path] = {}
     weights: dict[str, np.ndarray] = {}
     for path, (tensors, _) in shards.items():
@@ -109,22 +115,6 @@ def fold_directory(
 def _refuse_contents(output: pathlib.Path) -> None:
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} exists already; choose another output")
-
-
-def _shards(base: pathlib.Path) -> list[pathlib.Path]:
-    """The files that transformers loads: one, those of the index, or else all."""
-    whole, index = base / _WHOLE, base / _INDEX
-    if whole.is_file():
-        return [whole]
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index}: no valid index of shards ({error!r})") from error
-        return [base / pathlib.PurePath(name).name for name in sorted(names)]
-    if not (found := sorted(base.glob("*.safetensors"))):
-        raise InputError(f"{base}: a base without weights; it has no *.safetensors")
-    return found
 
 
 def _config(base: pathlib.Path) -> dict[str, Any]:
@@ -224,7 +214,7 @@ def _copy_others(base: pathlib.Path, directory: pathlib.Path, shards: Collection
             if path.resolve() != directory:
                 folders.append(path.name)
             continue
-        unused = path.name == _INDEX and _WHOLE in shards
+        unused = path.name == INDEX and WHOLE in shards
         if path.suffix in _OTHER_WEIGHTS or path.name.endswith(".bin.index.json") or unused:
             left.append(path.name)
         else:

@@ -1,23 +1,34 @@
 """Base models on disk: Hugging Face directories in and out."""
 
 import dataclasses
-import json
+import functools
+import itertools
 import logging
+import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from langmerge_jax.adapters.adapter import FLOAT_DTYPES
 from langmerge_jax.errors import InputError
+from langmerge_jax.files import read_json, write_json
+from langmerge_jax.models.attention import Attention, choose
 from langmerge_jax.models.config import LlamaConfig, load_config
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.tensorfiles import (
+    INDEX,
+    WHOLE,
+    TensorWriter,
+    map_tensors,
+    room_for,
+    weight_files,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +44,7 @@ class Base:
       tokenizer: a transformers tokenizer.
       mesh: the devices.
       dtype: of weights and computation.
+      attention: how it is computed.
     """
 
     name: str
@@ -41,6 +53,7 @@ class Base:
     tokenizer: object
     mesh: Mesh
     dtype: jnp.dtype
+    attention: Attention
 
 
 def hf_name(path: tuple[str, ...], layer: int | None = None) -> str:
@@ -50,13 +63,27 @@ def hf_name(path: tuple[str, ...], layer: int | None = None) -> str:
         stem = ".".join(["model", "layers", str(layer), *body])
     else:
         stem = ".".join(path if path[0] == "lm_head" else ("model", *path))
-    return stem if stem.endswith(".weight") else stem + ".weight"
+    return stem if stem.endswith((".weight", ".bias")) else stem + ".weight"
 
 
 def abstract_params(config: LlamaConfig, dtype: jnp.dtype) -> nnx.State:
     """Returns the bare model's state with shapes in place of arrays."""
     model = nnx.eval_shape(lambda: Llama(config, dtype=dtype, rngs=nnx.Rngs(params=0)))
     return nnx.state(model)
+
+
+def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all tensors by their Hugging Face names."""
+    shapes = {}
+    for path, leaf in nnx.to_flat_state(abstract_params(config, jnp.float32)):
+        if path[0] != "layers":
+            shapes[hf_name(path)] = leaf.shape
+            continue
+        # Hugging Face stores [out, in].
+        shape = leaf.shape[:0:-1] if path[-1] == "kernel" else leaf.shape[1:]
+        for layer in range(config.num_hidden_layers):
+            shapes[hf_name(path, layer)] = shape
+    return shapes
 
 
 def resolve(name: str) -> pathlib.Path:
@@ -101,129 +128,201 @@ def load_tokenizer(directory: pathlib.Path):
         raise InputError(f"{directory}: no tokenizer could be loaded ({reason})") from error
 
 
+def stop_tokens(base: Base) -> list[int]:
+    """Returns the tokens that end an answer: those of generation_config.json and the tokenizer's.
+
+    An instruction-tuned Llama has several.
+    """
+    path = resolve(base.name) / "generation_config.json"
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    named = found if isinstance(found, list) else [found]
+    return sorted({x for x in (*named, base.tokenizer.eos_token_id) if x is not None})
+
+
 def load_base(
-    name: str, *, mesh: Mesh, rules: Rules | None = None, dtype: jnp.dtype = jnp.float32
+    name: str,
+    *,
+    mesh: Mesh,
+    rules: Rules | None = None,
+    dtype: jnp.dtype = jnp.float32,
+    attention: str = "auto",
 ) -> Base:
-    """Loads a Llama with its tokenizer, each array into its sharding.
+    """Loads a model with its tokenizer, each array straight into its sharding.
+
+    Files are mapped: a process reads the bytes that its devices hold, and beside the arrays there
+    is never more in memory than one tensor of the files.
 
     Args:
       name: directory in Hugging Face layout, or hub name.
       mesh, rules: where the weights go.
       dtype: they are converted to.
+      attention: see `models.attention.choose`.
 
     Raises:
-      InputError: for a missing or truncated file, and for tensors that are missing or of another
-        shape than `config.json` says.
+      InputError: for a missing or truncated file, and for tensors that are missing, left over or
+        of another shape than `config.json` says.
     """
     directory = resolve(name)
     config = load_config(directory)
-    rules = rules or Rules()
-    with Tensors(directory) as tensors:
+    tensors = _Tensors(directory)
+    leaves = nnx.to_flat_state(abstract_params(config, dtype))
+    tensors.check(hf_shapes(config), tied=config.tie_word_embeddings)
+    place = functools.partial(_place, tensors, mesh=mesh, rules=rules or Rules())
+    params = nnx.from_flat_state([(path, leaf.replace(place(path, leaf))) for path, leaf in leaves])
+    chosen = choose(
+        attention,
+        platform=mesh.devices.flat[0].platform,
+        dtype=dtype,
+        head_dim=config.head_dim,
+        mesh=mesh,
+    )
+    return Base(name, config, params, load_tokenizer(directory), mesh, dtype, chosen)
 
-        def fill(path, variable):
-            read = _reader(tensors, path, variable.shape, config)
-            sharding = rules.sharding(mesh, variable.get_metadata()["axes"], variable.shape)
-            return variable.replace(jax.device_put(read().astype(dtype), sharding))
 
-        params = nnx.from_flat_state(
-            [(p, fill(p, v)) for p, v in nnx.to_flat_state(abstract_params(config, dtype))]
-        )
-    return Base(name, config, params, load_tokenizer(directory), mesh, dtype)
-
-
-def _reader(tensors: "Tensors", path, shape, config: LlamaConfig) -> Callable[[], np.ndarray]:
+def _place(tensors: "_Tensors", path, leaf, *, mesh: Mesh, rules: Rules) -> jax.Array:
+    """One leaf of the state, read and laid out."""
+    axes, shape, dtype = leaf.get_metadata()["axes"], leaf.shape, leaf.dtype
+    sharding = rules.sharding(mesh, axes, shape)
     if path[0] != "layers":
-        return lambda: tensors.get(hf_name(path), shape)
-    names = [hf_name(path, layer) for layer in range(config.num_hidden_layers)]
-    if path[-1] != "kernel":
-        return lambda: np.stack([tensors.get(name, shape[1:]) for name in names])
-    # Hugging Face stores [out, in].
-    return lambda: np.stack([tensors.get(name, shape[:0:-1]).T for name in names])
+        whole = _read(tensors[hf_name(path)], sharding)
+        return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)(whole)
+    transposed = path[-1] == "kernel"
+    # A tensor lies on the devices as its place in the stack does.
+    spec = tuple(sharding.spec)[:0:-1] if transposed else tuple(sharding.spec)[1:]
+    of_one = NamedSharding(mesh, PartitionSpec(*spec))
+    stack = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+    # Apart from the writing into the stack: fused with it, a CPU takes seven times as long.
+    turn = jax.jit(
+        lambda x: (x.T if transposed else x)[None].astype(dtype),
+        out_shardings=NamedSharding(mesh, PartitionSpec(None, *tuple(sharding.spec)[1:])),
+    )
+    put = jax.jit(
+        lambda stack, layer, x: jax.lax.dynamic_update_slice_in_dim(stack, x, layer, axis=0),
+        donate_argnums=0,
+        out_shardings=sharding,
+    )
+    for layer in range(shape[0]):
+        one = turn(_read(tensors[hf_name(path, layer)], of_one))
+        # Waiting keeps the tensors that are on their way at one.
+        stack = put(stack, layer, one).block_until_ready()
+    return stack
 
 
-class Tensors:
-    """The tensors of a Hugging Face directory, single file or sharded with an index."""
+def _read(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(tensor.shape, sharding, tensor.__getitem__)
+
+
+class _Tensors(dict):
+    """The mapped tensors of a Hugging Face directory, by name."""
 
     def __init__(self, directory: pathlib.Path):
-        self.directory = directory
-        index = directory / "model.safetensors.index.json"
-        single = directory / "model.safetensors"
-        if index.is_file():
-            try:
-                self._files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{index}: not a safetensors index ({error!r})") from error
-        elif single.is_file():
-            self._files = None
-        else:
+        super().__init__()
+        self._directory = directory
+        for path in weight_files(directory):
+            self |= map_tensors(path)[0]
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
+        """Compares with what `config.json` asks for."""
+        if missing := sorted(shapes.keys() - self.keys()):
+            raise InputError(f"{self._directory}: {_some('tensor', missing)} missing")
+        # Buffers of older transformers; and a tied head may be stored as well.
+        extra = sorted(
+            name
+            for name in self.keys() - shapes.keys()
+            if not name.endswith("rotary_emb.inv_freq") and not (tied and name == "lm_head.weight")
+        )
+        if extra:
             raise InputError(
-                f"{directory}: a base without weights; it has neither model.safetensors nor "
-                "model.safetensors.index.json"
+                f"{self._directory}: {_some('tensor', extra)} not part of the model that "
+                "config.json describes"
             )
-        self._single = single
-        self._open: dict[pathlib.Path, safetensors.safe_open] = {}
-
-    def __enter__(self) -> "Tensors":
-        return self
-
-    def __exit__(self, *exception):
-        self._open.clear()
-
-    def _handle(self, name: str):
-        if self._files is not None and name not in self._files:
-            raise InputError(f"{self.directory}: the index names no tensor {name!r}")
-        path = self._single if self._files is None else self.directory / self._files[name]
-        if path not in self._open:
-            try:
-                self._open[path] = safetensors.safe_open(path, framework="numpy")
-            except (OSError, safetensors.SafetensorError) as error:
+        for name, shape in shapes.items():
+            if self[name].shape != tuple(shape):
                 raise InputError(
-                    f"{path}: cannot be read, perhaps truncated; fetch it again ({error})"
-                ) from error
-        return self._open[path]
+                    f"{self._directory}: {name} has shape {list(self[name].shape)}, "
+                    f"config.json asks for {list(shape)}"
+                )
+            if self[name].dtype not in FLOAT_DTYPES:
+                raise InputError(
+                    f"{self._directory}: {name} is quantised ({self[name].dtype}); take the model "
+                    "it was made from"
+                )
 
-    def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Reads one tensor and checks its shape."""
-        handle = self._handle(name)
-        if name not in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
-            raise InputError(f"{self.directory}: tensor {name!r} is missing")
-        value = handle.get_tensor(name)
-        if value.shape != tuple(shape):
-            raise InputError(
-                f"{self.directory}: {name} has shape {list(value.shape)}, "
-                f"config.json asks for {list(shape)}"
-            )
-        return value
+
+def _some(kind: str, names: Sequence[str]) -> str:
+    """`tensor 'a' is` or `tensors 'a', 'b' and 7 more are`."""
+    shown = ", ".join(map(repr, names[:3]))
+    if len(names) == 1:
+        return f"{kind} {shown} is"
+    return f"{kind}s {shown}{f' and {len(names) - 3} more' * (len(names) > 3)} are"
 
 
 def to_hf(params: nnx.State) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (Hugging Face name, array) of every weight of a bare model's state."""
-    for path, variable in nnx.to_flat_state(params):
-        value = np.asarray(variable[...])
+    for path, leaf in nnx.to_flat_state(params):
         if path[0] != "layers":
-            yield hf_name(path), value
+            yield hf_name(path), np.asarray(leaf[...])
             continue
-        for layer, piece in enumerate(value):
-            transposed = piece.T if path[-1] == "kernel" else piece
-            yield hf_name(path, layer), np.ascontiguousarray(transposed)
+        for layer in range(leaf.shape[0]):
+            piece = np.asarray(leaf[...][layer])
+            yield hf_name(path, layer), piece.T if path[-1] == "kernel" else piece
 
 
-def save_base(directory: pathlib.Path, params: nnx.State, config: LlamaConfig, tokenizer) -> None:
-    """Writes a model as an ordinary Hugging Face directory, in one file.
+def save_base(
+    directory: pathlib.Path,
+    params: nnx.State,
+    config: LlamaConfig,
+    tokenizer,
+    *,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model as an ordinary Hugging Face directory: weights, configs and tokenizer.
+
+    Beside the arrays there is never more in memory than one tensor.
 
     Args:
       directory: made if missing.
       params: state of the bare `Llama`.
       tokenizer: a transformers tokenizer, saved beside.
+      shard_bytes: what a file of weights holds at most, unless one tensor alone is larger. More
+        than one file come with an index.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
-    tensors = dict(to_hf(params))
-    safetensors.numpy.save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    fields = config.to_hf() | {
-        "dtype": str(next(iter(tensors.values())).dtype),
+    leaves = nnx.to_flat_state(params)
+    dtype = leaves[0][1].dtype
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in hf_shapes(config).items()}
+    files = _files(sizes, shard_bytes)
+    tensors = to_hf(params)
+    for file, names in files.items():
+        with TensorWriter(
+            directory / file, header_room=room_for(names), metadata={"format": "pt"}
+        ) as writer:
+            for name, tensor in itertools.islice(tensors, len(names)):
+                writer.add(name, tensor)
+    if len(files) > 1:
+        weight_map = {name: file for file, names in files.items() for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(directory / INDEX, index)
+    ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    (directory / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "config.json", config.to_hf() | {"dtype": str(dtype)} | ids)
+    write_json(directory / "generation_config.json", ids)
+
+
+def _files(sizes: Mapping[str, int], most: int) -> dict[str, list[str]]:
+    """Names by file, in order, as transformers names the files."""
+    shards, room = [[]], most
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = most
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        return {WHOLE: shards[0]}
+    count = len(shards)
+    return {f"model-{i:05d}-of-{count:05d}.safetensors": x for i, x in enumerate(shards, 1)}

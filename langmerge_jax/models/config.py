@@ -1,4 +1,4 @@
-"""What a Llama is, read from the `config.json` of a Hugging Face directory."""
+"""What a Llama or one of its kin is, read from the `config.json` of a Hugging Face directory."""
 
 import dataclasses
 import json
@@ -8,7 +8,6 @@ from typing import Any
 
 from langmerge_jax.errors import InputError
 
-_MODEL_TYPES = ("llama",)
 _ROPE_TYPES = ("default", "llama3")
 
 
@@ -28,8 +27,36 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Family:
+    """What sets the models of one `model_type` apart from a Llama.
+
+    Attributes:
+      architecture: transformers' class for it.
+      qkv_bias, o_bias: whether these projections have biases, or None: as `attention_bias` says.
+      qk_norm: whether each head's queries and keys are normalised.
+    """
+
+    architecture: str
+    qkv_bias: bool | None
+    o_bias: bool | None
+    qk_norm: bool
+
+
+_FAMILIES = {
+    "llama": _Family("LlamaForCausalLM", None, None, False),
+    "mistral": _Family("MistralForCausalLM", False, False, False),
+    "qwen2": _Family("Qwen2ForCausalLM", True, False, False),
+    "qwen3": _Family("Qwen3ForCausalLM", None, None, True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shape and constants of one Llama; field names follow Hugging Face's `config.json`."""
+    """Shape and constants of one model; field names follow Hugging Face's `config.json`.
+
+    `qkv_bias`, `o_bias` and `mlp_bias` say which linears have a bias, `qk_norm` whether queries and
+    keys are normalised a head.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -43,6 +70,11 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
     max_position_embeddings: int
+    model_type: str = "llama"
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
@@ -65,6 +97,15 @@ class LlamaConfig:
             "down_proj": (f, d),
         }
 
+    def biased(self) -> frozenset[str]:
+        """Returns the names of the projections that have a bias."""
+        blocks = (
+            (self.qkv_bias, ("q_proj", "k_proj", "v_proj")),
+            (self.o_bias, ("o_proj",)),
+            (self.mlp_bias, ("gate_proj", "up_proj", "down_proj")),
+        )
+        return frozenset(name for has_bias, names in blocks if has_bias for name in names)
+
     def to_hf(self) -> dict[str, Any]:
         """Returns the `config.json` that `from_hf` and transformers read back."""
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
@@ -77,13 +118,15 @@ class LlamaConfig:
                 "original_max_position_embeddings": self.rope_scaling.original_max_position,
             }
         fields = dataclasses.asdict(self)
-        del fields["rope_scaling"], fields["rope_theta"]
+        for name in ("rope_scaling", "rope_theta", "qkv_bias", "o_bias", "qk_norm"):
+            del fields[name]
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [_FAMILIES[self.model_type].architecture],
             "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
+            "attention_bias": self.qkv_bias,
+            # Mistral and Qwen have one by default in transformers.
+            "sliding_window": None,
+            "use_sliding_window": False,
             # Older readers know `rope_theta` and `rope_scaling`, transformers 5 `rope_parameters`.
             "rope_theta": self.rope_theta,
             "rope_scaling": rope if self.rope_scaling else None,
@@ -104,14 +147,14 @@ def from_hf(fields: dict[str, Any], source: str) -> LlamaConfig:
       InputError: for a model type, a RoPE type or an option that is not implemented, and for a
         missing field.
     """
-    if fields.get("model_type") not in _MODEL_TYPES:
+    kind = fields.get("model_type")
+    if kind not in _FAMILIES:
         raise InputError(
-            f"{source}: model_type={fields.get('model_type')!r} is not supported; "
-            f"supported: {', '.join(_MODEL_TYPES)}"
+            f"{source}: model_type={kind!r} is not supported; supported: {', '.join(_FAMILIES)}"
         )
-    for name, wanted in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if fields.get(name, wanted) != wanted:
-            raise InputError(f"{source}: {name}={fields[name]!r} is not supported, only {wanted!r}")
+    family = _FAMILIES[kind]
+    _check_options(fields, source)
+    attention_bias = bool(fields.get("attention_bias"))
     rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
     try:
         heads = fields["num_attention_heads"]
@@ -128,9 +171,37 @@ def from_hf(fields: dict[str, Any], source: str) -> LlamaConfig:
             rope_scaling=_rope_scaling(rope, fields, source),
             tie_word_embeddings=fields.get("tie_word_embeddings", False),
             max_position_embeddings=fields.get("max_position_embeddings", 2048),
+            model_type=kind,
+            qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
+            o_bias=attention_bias if family.o_bias is None else family.o_bias,
+            mlp_bias=bool(fields.get("mlp_bias")) and kind == "llama",
+            qk_norm=family.qk_norm,
         )
     except KeyError as error:
         raise InputError(f"{source}: the field {error} is missing") from error
+
+
+def _check_options(fields: dict[str, Any], source: str) -> None:
+    """Refuses what would change the outputs and is not implemented."""
+    if fields.get("hidden_act", "silu") != "silu":
+        raise InputError(
+            f"{source}: hidden_act={fields['hidden_act']!r} is not supported, only 'silu'"
+        )
+    if fields.get("quantization_config"):
+        method = fields["quantization_config"].get("quant_method")
+        raise InputError(
+            f"{source}: the weights are quantised ({method}); take the model they were made from"
+        )
+    # Qwen's configs name a window that `use_sliding_window` switches off.
+    window = fields.get("sliding_window") if fields.get("use_sliding_window", True) else None
+    if window is not None and window < fields.get("max_position_embeddings", 2048):
+        raise InputError(
+            f"{source}: sliding_window={window} is not supported; for sequences up to {window} "
+            f"tokens set sliding_window to null and max_position_embeddings to {window}"
+        )
+    odd = {x for x in fields.get("layer_types") or () if x != "full_attention"}
+    if odd:
+        raise InputError(f"{source}: layer_types {sorted(odd)} are not supported")
 
 
 def _rope_scaling(rope: dict, fields: dict, source: str) -> RopeScaling | None:

@@ -1,4 +1,4 @@
-"""Llama in Flax NNX, read top to bottom: embed, a scan over stacked layers, norm, head.
+"""Llama and its kin in Flax NNX, top to bottom: embed, a scan over stacked layers, norm, head.
 
 Axes: g group, b row, s sequence, t other sequence axis, d model, h query heads, k key/value heads,
 c head dimension, i in, o out, f feed-forward, v vocabulary, l layer, n adapters, r rank.
@@ -6,13 +6,17 @@ c head dimension, i in, o out, f feed-forward, v vocabulary, l layer, n adapters
 The batch is `tokens [g, b, s]`; `adapter_id [g]` names the adapter each group uses.
 """
 
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from langmerge_jax.models.attention import attend
+from langmerge_jax.models.attention import Attention, attend_after
 from langmerge_jax.models.config import LlamaConfig, inverse_frequencies
-from langmerge_jax.models.lora import BaseParam, LoraLinear, LoraSpec
+from langmerge_jax.models.lora import Active, BaseParam, LoraLinear, LoraSpec
 
 _AXES = {
     "q_proj": ("embed", "heads"),
@@ -23,6 +27,30 @@ _AXES = {
     "up_proj": ("embed", "mlp"),
     "down_proj": ("mlp", "embed"),
 }
+
+# (q, k, v, what the layer has of the past) -> what each position reads.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, "Past | None"], jax.Array]
+
+
+class Past(NamedTuple):
+    """Keys, rotated, and values of positions computed before, [l, g, b, k, t, c]."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Tail(NamedTuple):
+    """A batch whose rows end in a part that sees its row's beginning through a mask.
+
+    Attributes:
+      start: where that part begins, the same in all rows.
+      seen: bool [g, b, start], the earlier positions that count.
+      visible: bool [s - start, s - start], which positions of the part see which.
+    """
+
+    start: int
+    seen: jax.Array
+    visible: jax.Array
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -57,23 +85,30 @@ class Norm(nnx.Module):
         return rms_norm(x, self.weight[...], self.eps)
 
 
-class Attention(nnx.Module):
+class SelfAttention(nnx.Module):
     """Grouped-query self-attention."""
 
-    def __init__(self, config: LlamaConfig, linear):
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
+    def __init__(self, config: LlamaConfig, linear, dtype: jnp.dtype):
         self.head_dim = config.head_dim
         self.q_proj, self.k_proj = linear("q_proj"), linear("k_proj")
         self.v_proj, self.o_proj = linear("v_proj"), linear("o_proj")
+        if config.qk_norm:
+            shape = (config.num_hidden_layers, config.head_dim)
+            self.q_norm = Norm(shape, config.rms_norm_eps, dtype)
+            self.k_norm = Norm(shape, config.rms_norm_eps, dtype)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, branch: jax.Array | None, *lora):
-        g, b, s, _ = x.shape
-        q = self.q_proj(x, *lora).reshape(g, b, s, self.heads, self.head_dim)
-        k = self.k_proj(x, *lora).reshape(g, b, s, self.kv_heads, self.head_dim)
-        v = self.v_proj(x, *lora).reshape(g, b, s, self.kv_heads, self.head_dim)
-        out = attend(rotate(q, angles), rotate(k, angles), v, branch)
-        return self.o_proj(out.reshape(g, b, s, self.heads * self.head_dim), *lora)
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, active: Active, attend: Attend, past: Past | None
+    ) -> tuple[jax.Array, Past]:
+        heads = (*x.shape[:3], -1, self.head_dim)
+        q = self.q_proj(x, active).reshape(heads)
+        k = self.k_proj(x, active).reshape(heads)
+        v = self.v_proj(x, active).reshape(heads)
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, angles), rotate(k, angles)
+        out = attend(q, k, v, past).reshape(*x.shape[:3], -1)
+        return self.o_proj(out, active), Past(k.swapaxes(2, 3), v.swapaxes(2, 3))
 
 
 class Mlp(nnx.Module):
@@ -83,8 +118,9 @@ class Mlp(nnx.Module):
         self.gate_proj, self.up_proj = linear("gate_proj"), linear("up_proj")
         self.down_proj = linear("down_proj")
 
-    def __call__(self, x: jax.Array, *lora) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x, *lora)) * self.up_proj(x, *lora), *lora)
+    def __call__(self, x: jax.Array, active: Active) -> jax.Array:
+        gated = jax.nn.silu(self.gate_proj(x, active)) * self.up_proj(x, active)
+        return self.down_proj(gated, active)
 
 
 class Layer(nnx.Module):
@@ -94,30 +130,43 @@ class Layer(nnx.Module):
         self, config: LlamaConfig, lora: LoraSpec | None, dtype: jnp.dtype, rngs: nnx.Rngs
     ):
         layers, eps = config.num_hidden_layers, config.rms_norm_eps
-        shapes = config.projections()
+        shapes, biased = config.projections(), config.biased()
 
         def linear(name: str) -> LoraLinear:
             adapted = lora if lora and name in lora.targets else None
-            return LoraLinear(layers, shapes[name], _AXES[name], adapted, dtype, rngs)
+            return LoraLinear(
+                name,
+                layers,
+                shapes[name],
+                _AXES[name],
+                adapted,
+                bias=name in biased,
+                dtype=dtype,
+                rngs=rngs,
+            )
 
-        self.self_attn = Attention(config, linear)
+        self.self_attn = SelfAttention(config, linear, dtype)
         self.mlp = Mlp(linear)
         self.input_layernorm = Norm((layers, config.hidden_size), eps, dtype)
         self.post_attention_layernorm = Norm((layers, config.hidden_size), eps, dtype)
 
-    def __call__(self, x: jax.Array, angles: jax.Array, branch: jax.Array | None, *lora):
-        x = x + self.self_attn(self.input_layernorm(x), angles, branch, *lora)
-        return x + self.mlp(self.post_attention_layernorm(x), *lora)
+    def __call__(
+        self, x: jax.Array, angles: jax.Array, active: Active, attend: Attend, past: Past | None
+    ) -> tuple[jax.Array, Past]:
+        read, new = self.self_attn(self.input_layernorm(x), angles, active, attend, past)
+        x = x + read
+        return x + self.mlp(self.post_attention_layernorm(x), active), new
 
 
 class Llama(nnx.Module):
-    """A decoder-only Llama with room for n adapters.
+    """A decoder-only Llama, Mistral, Qwen2 or Qwen3 with room for n adapters.
 
     Args:
       config: shape and constants.
       lora: the adapters to hold, or None for the bare base.
       dtype: of base weights and computation.
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      attention: how it is computed.
       rngs: stream `params`.
     """
 
@@ -128,9 +177,10 @@ class Llama(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
+        attention: Attention = Attention(),  # noqa: B008 (frozen)
         rngs: nnx.Rngs,
     ):
-        self.config, self.remat = config, remat
+        self.config, self.remat, self.attention = config, remat, attention
         vocab, width = config.vocab_size, config.hidden_size
 
         def table():
@@ -145,35 +195,93 @@ class Llama(nnx.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        lora_scale: jax.Array,
-        adapter_id: jax.Array,
+        active: Active,
+        *,
         positions: jax.Array | None = None,
-        branch: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        tail: Tail | None = None,
     ) -> jax.Array:
         """Computes the final hidden states.
 
         Args:
           tokens: int32 [g, b, s], padded at the end (a causal model never looks there).
-          lora_scale: float32 [n], alpha / rank of each adapter.
-          adapter_id: int32 [g].
+          active: the adapters of the groups.
           positions: int32 [g, b, s], or None for 0, 1, 2, ….
-          branch: int32 [g, b, s], or None. Continuations of one prompt that must not see each
-            other: 0 is the prompt, equal numbers belong together (`attend`).
+          segments: int32 [g, b, s], or None. Positions see their own segment only.
+          tail: see `Tail`, or None.
 
         Returns:
           [g, b, s, d], in the compute dtype.
         """
+
+        def attend(q, k, v, _):
+            if tail is None:
+                return self.attention(q, k, v, segments)
+            early, late = zip(*(jnp.split(x, [tail.start], axis=2) for x in (q, k, v)), strict=True)
+            past = Past(*(x.swapaxes(2, 3) for x in early[1:]))
+            read = self.attention(*early), attend_after(*late, past, tail.seen, tail.visible)
+            return jnp.concatenate(read, axis=2)
+
+        return self._run(tokens, active, positions, attend)[0]
+
+    def prefill(self, tokens: jax.Array, active: Active) -> tuple[jax.Array, Past]:
+        """Computes the final hidden states [g, b, s, d], and keeps keys and values.
+
+        Args: tokens and active as in `__call__`.
+        """
+        return self._run(
+            tokens, active, None, lambda q, k, v, _: self.attention(q, k, v), keep=True
+        )
+
+    def extend(
+        self, tokens: jax.Array, active: Active, positions: jax.Array, past: Past, seen: jax.Array
+    ) -> tuple[jax.Array, Past]:
+        """Computes the hidden states of one more position a row.
+
+        Args:
+          tokens, positions: int32 [g, b, 1].
+          active: as in `__call__`.
+          past: of t earlier positions.
+          seen: bool [g, b, t], those of them that count.
+
+        Returns:
+          Hidden states [g, b, 1, d], and keys and values of the new position.
+        """
+
+        def attend(q, k, v, past):
+            return attend_after(q, k, v, past, seen, jnp.ones((1, 1), bool))
+
+        return self._run(tokens, active, positions, attend, past, keep=True)
+
+    def _run(
+        self,
+        tokens: jax.Array,
+        active: Active,
+        positions: jax.Array | None,
+        attend: Attend,
+        past: Past | None = None,
+        *,
+        keep: bool = False,
+    ) -> tuple[jax.Array, Past | None]:
         x = self.embed_tokens[...][tokens]
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[-1]), tokens.shape)
         angles = positions[..., None] * jnp.asarray(inverse_frequencies(self.config))
         graph, stacked = nnx.split(self.layers)
 
-        def layer(x, params):
-            return nnx.merge(graph, params)(x, angles, branch, lora_scale, adapter_id), None
+        def layer(x, of_layer):
+            number, params, past = of_layer
+            mine = active
+            if active.keys is not None:
+                keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(active.keys)
+                mine = dataclasses.replace(active, keys=keys)
+            x, new = nnx.merge(graph, params)(x, angles, mine, attend, past)
+            return x, new if keep else None
 
-        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, stacked)
-        return self.norm(x)
+        numbers = jnp.arange(self.config.num_hidden_layers)
+        body = jax.checkpoint(layer) if self.remat else layer
+        x, new = jax.lax.scan(body, x, (numbers, stacked, past))
+        return self.norm(x), new
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Maps hidden states [..., d] to float32 logits [..., v]."""

@@ -10,6 +10,7 @@ from flax import nnx
 
 from langmerge_jax.adapters import Adapter, Factors
 from langmerge_jax.errors import InputError
+from langmerge_jax.models.attention import Attention
 from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import LoraParam, LoraSpec
@@ -32,11 +33,21 @@ def spec_of(adapters: Sequence[Adapter]) -> LoraSpec:
     )
 
 
-def split_lora(config: LlamaConfig, spec: LoraSpec | None, dtype: jnp.dtype, remat: bool = False):
+def split_lora(
+    config: LlamaConfig,
+    spec: LoraSpec | None,
+    dtype: jnp.dtype,
+    *,
+    remat: bool = False,
+    attention: Attention = Attention(),  # noqa: B008 (frozen)
+):
     """Returns (graph, abstract LoRA state) of a Llama that holds adapters of this shape."""
-    model = nnx.eval_shape(
-        lambda: Llama(config, spec, dtype=dtype, remat=remat, rngs=nnx.Rngs(params=0))
-    )
+
+    def make() -> Llama:
+        rngs = nnx.Rngs(params=0)
+        return Llama(config, spec, dtype=dtype, remat=remat, attention=attention, rngs=rngs)
+
+    model = nnx.eval_shape(make)
     graph, lora, _ = nnx.split(model, LoraParam, ...)
     return graph, lora
 

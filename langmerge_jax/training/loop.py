@@ -21,7 +21,7 @@ from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_b
 from langmerge_jax.data.tasks import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
-from langmerge_jax.models.lora import LoraSpec
+from langmerge_jax.models.lora import Active, LoraSpec
 from langmerge_jax.models.stacking import init_lora, split_lora, stack, unstack
 from langmerge_jax.parallel.mesh import Rules
 from langmerge_jax.progress import Progress
@@ -39,7 +39,9 @@ class TrainSettings:
     """How adapters are trained; the paper's numbers stand in `langmerge_jax.config`.
 
     Attributes:
-      rank, alpha: of LoRA; scale = alpha / rank.
+      rank, alpha: of LoRA; scale = alpha / rank, or alpha / sqrt(rank) with `rslora`.
+      rslora: rank-stabilised LoRA (arXiv 2312.03732).
+      dropout: of the inputs of A.
       targets: projections that carry an adapter.
       epochs, batch_size: batch_size rows of each adapter a step.
       learning_rate: peak; warmup: share of the steps.
@@ -52,6 +54,8 @@ class TrainSettings:
 
     rank: int
     alpha: float
+    rslora: bool
+    dropout: float
     targets: tuple[str, ...]
     epochs: int
     batch_size: int
@@ -66,6 +70,15 @@ class TrainSettings:
     remat: bool
     checkpoint_steps: int
     seed: int
+
+    @property
+    def scale(self) -> float:
+        """What a delta is multiplied with."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def lora(self, n: int) -> LoraSpec:
+        """Returns the shape of n adapters."""
+        return LoraSpec(n, self.rank, self.targets, self.dropout)
 
 
 def adapter_seed(name: str, seed: int) -> int:
@@ -136,7 +149,7 @@ class Trainer:
                 load_seconds=load_seconds,
             )
         by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), state.lora)
-        return unstack(by_layer, names=names, scale=settings.alpha / settings.rank, base=base.name)
+        return unstack(by_layer, names=names, scale=settings.scale, base=base.name)
 
     def time_alone(
         self, data: Mapping[str, Sequence[Encoded]], rounds: int = 5, timed: int = 4
@@ -184,7 +197,7 @@ class Trainer:
 
     def _fresh(self, names: Sequence[str], start: Mapping[str, Adapter] | None) -> TrainState:
         settings, base = self._settings, self._base
-        spec = LoraSpec(len(names), settings.rank, settings.targets)
+        spec = settings.lora(len(names))
         if start:
             _check_same_shape(start, settings)
             lora = stack({n: start[n] for n in names}, base.config, spec, base.dtype, scaled=False)
@@ -197,19 +210,22 @@ class Trainer:
         """Returns (state, step) -> (state, loss [g], seconds spent on compiling)."""
         settings, base, rules = self._settings, self._base, Rules()
         program = self._program(len(names), state)
-        scale = self._put(np.full(len(names), settings.alpha / settings.rank))
+        scale = self._put(np.full(len(names), settings.scale))
+        seeds = np.array([adapter_seed(name, settings.seed) for name in names], np.uint32)
 
         def advance(state: TrainState, step: Step) -> tuple[TrainState, jax.Array, float]:
             live = [names.index(name) for name in step.names]
             rates = np.zeros(len(names))
             rates[live] = step.rates
+            keys = None
+            if settings.dropout:
+                keys = jax.device_put(_dropout_keys(seeds[live], step.number), self._whole)
             (state, loss), compiling = program(
                 (step.arrays["tokens"].shape, step.arrays["target"].shape),
                 state,
                 base.params,
                 place(step.arrays, base.mesh, rules),
-                self._put(live, np.int32),
-                scale,
+                Active(self._put(live, np.int32), scale, keys),
                 self._put(rates),
             )
             return state, loss, compiling
@@ -222,8 +238,14 @@ class Trainer:
     def _program(self, n: int, state: TrainState) -> "Program":
         if n not in self._programs:
             settings = self._settings
-            spec = LoraSpec(n, settings.rank, settings.targets)
-            graph, _ = split_lora(self._base.config, spec, self._base.dtype, settings.remat)
+            base = self._base
+            graph, _ = split_lora(
+                base.config,
+                settings.lora(n),
+                base.dtype,
+                remat=settings.remat,
+                attention=base.attention,
+            )
             placed = jax.tree.map(lambda _: self._whole, state)
             self._programs[n] = Program(
                 make_step(graph, self._tx), donate=(0,), out_shardings=(placed, self._whole)
@@ -231,8 +253,14 @@ class Trainer:
         return self._programs[n]
 
 
+@jax.jit
+def _dropout_keys(seeds: jax.Array, step: int) -> jax.Array:
+    """Random keys [g] of adapters with these seeds: what is dropped is the adapter's own affair."""
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
+
+
 def _check_same_shape(start: Mapping[str, Adapter], settings: TrainSettings) -> None:
-    scale = settings.alpha / settings.rank
+    scale = settings.scale
     for name, adapter in start.items():
         for module, factors in adapter.modules.items():
             if factors.rank != settings.rank or not math.isclose(factors.scale, scale):
@@ -276,6 +304,7 @@ class Step:
     """What one step works on.
 
     Attributes:
+      number: of the step, from 0.
       names: of the adapters, one a group.
       rates: their learning rates.
       length: tokens a row, padding counted.
@@ -283,6 +312,7 @@ class Step:
       tokens: {adapter: real tokens}.
     """
 
+    number: int
     names: list[str]
     rates: list[float]
     length: int
@@ -311,6 +341,7 @@ def adapter_steps(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings
         groups = [next(streams[n]) for n in live]
         length = bucket(max(len(e) for group in groups for e in group), settings.buckets)
         yield Step(
+            number,
             live,
             [
                 learning_rate(number, total[n], peak=settings.learning_rate, warmup=settings.warmup)

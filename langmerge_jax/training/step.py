@@ -70,29 +70,29 @@ def make_step(graph: nnx.GraphDef, tx: optax.GradientTransformation):
       tx: from `make_optimizer`.
 
     Returns:
-      step(state, base, batch, adapter_id [g], scale [n], rate [n]) -> (state, loss [g]).
+      step(state, base, batch, active, rate [n]) -> (state, loss [g]).
       Adapter ids are distinct. The loss of a group is the mean over its own answer tokens, so an
       adapter's gradient does not depend on which others share the batch. An adapter that no group
       names keeps its factors and optimizer state.
     """
 
-    def losses(lora, base, batch, adapter_id, scale):
+    def losses(lora, base, batch, active):
         by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
         model = nnx.merge(graph, by_layer, base)
-        hidden = model(batch["tokens"], scale, adapter_id)
+        hidden = model(batch["tokens"], active)
         total = token_losses(model, hidden, batch).sum(axis=(1, 2))
         mean = total / jnp.maximum(batch["weight"].sum(axis=(1, 2)), 1)
         return mean.sum(), mean
 
-    def step(state, base, batch, adapter_id, scale, rate):
-        gradient, loss = jax.grad(losses, has_aux=True)(state.lora, base, batch, adapter_id, scale)
+    def step(state, base, batch, active, rate):
+        gradient, loss = jax.grad(losses, has_aux=True)(state.lora, base, batch, active)
 
         def advance(gradient, optimizer, lora, rate):
             updates, optimizer = tx.update(gradient, optimizer, lora)
             return optax.apply_updates(lora, jax.tree.map(lambda u: -rate * u, updates)), optimizer
 
         lora, optimizer = jax.vmap(advance)(gradient, state.optimizer, state.lora, rate)
-        live = jnp.zeros(rate.shape, bool).at[adapter_id].set(True)
+        live = jnp.zeros(rate.shape, bool).at[active.ids].set(True)
 
         def keep(new, old):
             return jnp.where(live.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)

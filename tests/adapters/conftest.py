@@ -1,12 +1,7 @@
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from langmerge_jax.adapters import Adapter, Factors
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "oracles"))
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
-import pathlib
-import sys
-
 import numpy as np
 import pytest
 
 from langmerge_jax.adapters import Adapter, Factors
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "oracles"))
 
 # Two shapes; in the second one, out is less than the sum of the ranks.
 SHAPES = {"model.layers.0.q_proj": (24, 20), "model.layers.0.k_proj": (8, 20)}

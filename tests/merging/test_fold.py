@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pathlib
 import subprocess
 import sys
 
@@ -16,8 +15,6 @@ from langmerge_jax.adapters import load_adapter
 from langmerge_jax.errors import InputError
 from langmerge_jax.merging import DenseDelta
 from langmerge_jax.merging.fold import fold_directory
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "oracles"))
 
 
 def dense(deltas, **fields):

@@ -1,65 +1,174 @@
 """The model gives what transformers, PEFT and a published model give."""
 
 import dataclasses
+import functools
 import json
 
+import jax
 import jax.numpy as jnp
+import llama_models
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from langmerge_jax.adapters import load_adapter, save_adapter
+from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation.predict import ChoiceScorer
 from langmerge_jax.models.checkpoint import load_base
-from langmerge_jax.models.config import RopeScaling
+from langmerge_jax.models.config import from_hf
+from langmerge_jax.models.decoding import Decoder
 from langmerge_jax.models.fold import fold
-from langmerge_jax.models.stacking import spec_of, split_lora, stack
+from langmerge_jax.models.lora import Active
+from langmerge_jax.models.stacking import spec_of, split_lora, stack, unstack
 from langmerge_jax.parallel.mesh import make_mesh
 
-VARIANTS = {
-    "tied": {},
-    "untied": {"tie_word_embeddings": False},
-    "one key head a query head": {"num_key_value_heads": 4},
-    "wide heads": {"head_dim": 16},
-    "llama 3.1 frequencies": {
-        "rope_theta": 500_000.0,
-        "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 32),
-    },
-}
+GOLDEN = json.loads(llama_models.GOLDEN.read_text())
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory, tokenizer):
+    """A random checkpoint of every family, by name."""
+    folder = tmp_path_factory.mktemp("families")
+    found = {}
+    for name, fields in llama_models.VARIANTS.items():
+        found[name] = llama_models.checkpoint(folder / name, fields)
+        tokenizer.save_pretrained(found[name])
+    return found
+
+
+@pytest.fixture(scope="module")
+def live():
+    """Skips where torch, transformers' reference, is missing."""
+    pytest.importorskip("torch", reason="torch is not installed (extra `dev`)")
+    return llama_models
 
 
 def torch_model(directory):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `dev`)")
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return torch, model.eval()
+    return torch, llama_models.model_of(directory)
 
 
 def our_logits(base, tokens, adapters=(), adapter_id=(0,)):
     """Logits [g, b, s, v] of token rows [g, b, s]."""
     spec = spec_of(adapters) if adapters else None
-    graph, _ = split_lora(base.config, spec, base.dtype)
+    graph, _ = split_lora(base.config, spec, base.dtype, attention=base.attention)
     lora = nnx.State({})
     if adapters:
         named = {str(i): adapter for i, adapter in enumerate(adapters)}
         lora = stack(named, base.config, spec, base.dtype)
-    model = nnx.merge(graph, lora, base.params)
-    hidden = model(jnp.asarray(tokens), jnp.ones(max(1, len(adapters))), jnp.asarray(adapter_id))
-    return np.asarray(model.logits(hidden))
+    active = Active(jnp.asarray(adapter_id), jnp.ones(max(1, len(adapters))))
+    return np.asarray(run(graph, lora, base.params, jnp.asarray(tokens), active))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_equal_transformers(variant, tiny_config, make_base):
-    config = dataclasses.replace(tiny_config, **VARIANTS[variant])
-    directory = make_base(config)
-    torch, model = torch_model(directory)
-    # Longer than the original context of the scaled variant, so that every band is used.
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (2, 100))
-    with torch.no_grad():
-        expected = model(torch.tensor(tokens)).logits.numpy()
-    found = our_logits(load_base(str(directory), mesh=make_mesh()), tokens[None])[0]
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+@functools.partial(jax.jit, static_argnums=0)
+def run(graph, lora, params, tokens, active):
+    model = nnx.merge(graph, lora, params)
+    return model.logits(model(tokens, active))
+
+
+def our_gradients(base, adapter, tokens):
+    """Gradients of an adapter under the mean loss over all next tokens, as an Adapter."""
+    spec = spec_of([adapter])
+    scale = next(iter(adapter.modules.values())).scale
+    graph, _ = split_lora(base.config, spec, base.dtype)
+    lora = stack({"": adapter}, base.config, spec, base.dtype, scaled=False)
+
+    def loss(lora):
+        model = nnx.merge(graph, lora, base.params)
+        active = Active(jnp.zeros(1, jnp.int32), jnp.full(1, scale))
+        logits = model.logits(model(tokens[None], active))[0, :, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+    return unstack(jax.grad(loss)(lora), names=[""], scale=scale, base="")[""]
+
+
+@pytest.mark.parametrize("name", llama_models.VARIANTS)
+def test_logits_equal_transformers(name, directories):
+    tokens = llama_models.tokens(llama_models.VARIANTS[name])
+    found = our_logits(load_base(str(directories[name]), mesh=make_mesh()), tokens[None])[0]
+    excerpt = llama_models.excerpt(found)
+    np.testing.assert_allclose(excerpt, GOLDEN[name]["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", llama_models.VARIANTS)
+def test_all_logits_equal_those_of_transformers_here(name, directories, live):
+    tokens = llama_models.tokens(llama_models.VARIANTS[name])
+    expected = live.logits_of(live.model_of(directories[name]), tokens)
+    assert np.std(expected) > 0.3  # Logits near zero would hide errors.
+    found = our_logits(load_base(str(directories[name]), mesh=make_mesh()), tokens[None])[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", llama_models.VARIANTS)
+def test_adapter_gradients_equal_pefts(name, directories, tmp_path):
+    fields = llama_models.VARIANTS[name]
+    adapter = load_adapter(llama_models.write_adapter(tmp_path / "adapter", fields))
+    base = load_base(str(directories[name]), mesh=make_mesh())
+    found = our_gradients(base, adapter, llama_models.tokens(fields)[:, :40])
+    largest = 0.0
+    for tensor, expected in GOLDEN[name]["gradients"].items():
+        module, _, factor = tensor.removeprefix("base_model.model.").partition(".lora_")
+        factors = found.modules[module]
+        value = factors.a if factor == "A.weight" else factors.b
+        excerpt = llama_models.gradient_excerpt(value)
+        np.testing.assert_allclose(excerpt, expected, rtol=0, atol=1e-4, err_msg=tensor)
+        largest = max(largest, np.abs(expected).max())
+    assert largest > 1e-2
+
+
+@pytest.mark.parametrize("name", ["llama 3.1", "llama with biases", "qwen2", "qwen3"])
+def test_all_gradients_equal_those_of_peft_here(name, directories, live, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed (extra `dev`)")
+    fields = llama_models.VARIANTS[name]
+    directory = llama_models.write_adapter(tmp_path / "adapter", fields)
+    tokens = llama_models.tokens(fields)[:, :40]
+    base = load_base(str(directories[name]), mesh=make_mesh())
+    found = our_gradients(base, load_adapter(directory), tokens)
+    expected = live.gradients_of(directories[name], directory, tokens)
+    assert len(expected) == 2 * len(found.modules)
+    for module, factors in found.modules.items():
+        for letter, value in (("A", factors.a), ("B", factors.b)):
+            tensor = f"base_model.model.{module}.lora_{letter}.weight"
+            np.testing.assert_allclose(value, expected[tensor], atol=1e-4, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", llama_models.VARIANTS)
+def test_greedy_continuations_equal_transformers_token_for_token(name, directories):
+    tokens = llama_models.tokens(llama_models.VARIANTS[name])
+    prompts = [tokens[0, :5].tolist(), tokens[1, :50].tolist()]
+    base = load_base(str(directories[name]), mesh=make_mesh())
+    assert Decoder(base, rows=2)(prompts, max_new_tokens=40) == GOLDEN[name]["greedy"]
+
+
+def test_golden_continuations_are_those_of_transformers_here(directories, live):
+    for name, fields in llama_models.VARIANTS.items():
+        tokens, model = live.tokens(fields), live.model_of(directories[name])
+        prompts = tokens[0, :5].tolist(), tokens[1, :50].tolist()
+        assert [live.greedy_of(model, x, 40) for x in prompts] == GOLDEN[name]["greedy"], name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "gemma3"}, "model_type='gemma3' is not supported; supported: llama"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "RoPE type 'yarn'.*default, llama3"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
+        ({"model_type": "mistral", "sliding_window": 100}, "sliding_window=100 .* to null"),
+        ({"quantization_config": {"quant_method": "awq"}}, r"quantised \(awq\)"),
+        ({"layer_types": ["sliding_attention"]}, "sliding_attention"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple"),
+    ],
+)
+def test_what_is_not_implemented_is_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        from_hf(llama_models.VARIANTS["llama 3.1"] | change, "config.json")
+
+
+@pytest.mark.parametrize("name", llama_models.VARIANTS)
+def test_a_config_survives_writing(name):
+    config = from_hf(llama_models.VARIANTS[name], "here")
+    assert from_hf(config.to_hf(), "there") == config
 
 
 def test_logits_equal_the_published_model(realdata):
