@@ -63,7 +63,7 @@ def main(_) -> None:
     try:
         make(directory)
         largest = max(path.stat().st_size for path in directory.glob("*.safetensors"))
-        section = Section(parameters=_parameters(), files=FILES, largest_shard=largest)
+        section = Section(parameters=_parameters(), files=FILES, largest_shard=largest, repeats=1)
         _, found = measuring.call(weigh, str(directory), str(output), largest)
         for what in ("loading", "exporting"):
             section.note(f"{what}", found[what]["seconds"], "s")
@@ -79,7 +79,8 @@ def main(_) -> None:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     print(section.table("1B, loading and exporting").text())
-    write_json(pathlib.Path(_OUTPUT.value), {"machine": describe_machine("flax")} | section.json())
+    result = {"machine": describe_machine("flax")} | section.json()
+    write_json(pathlib.Path(_OUTPUT.value), {"checkpoint": result})
     print(f"written: {_OUTPUT.value}")
 
 

@@ -4,8 +4,8 @@
 
 prints a table for every case and writes benchmarks/generate.json:
 
-  demo  the demo's base (`make demo` makes it), prompts from its own tokens
-  30m   a Llama of 30 million random float32 weights
+  generate_demo  the demo's base (`make demo` makes it), prompts from its own tokens
+  generate_30m   a Llama of 30 million random float32 weights
 
 Cold is a process of its own, from its start with imports, loading and compiling to the last token;
 warm is the same work with everything loaded and compiled, the two taking turns. Greedy in float32,
@@ -49,7 +49,10 @@ def main(_) -> None:
     random = pathlib.Path(_SCRATCH.value).resolve() / "llama-30m"
     make_random(random, pathlib.Path(_BASE.value))
     sections = {}
-    for name, directory, bars in (("demo", _BASE.value, {"least": 3}), ("30m", str(random), {})):
+    for name, directory, bars in (
+        ("generate_demo", _BASE.value, {"least": 3}),
+        ("generate_30m", str(random), {}),
+    ):
         section = compare(directory, bars)
         sections[name] = {"machine": describe_machine("torch", "transformers")} | section.json()
         print(section.table(f"{name}, {os.cpu_count()} cores").text(), flush=True)

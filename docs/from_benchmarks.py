@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from benchmarks/merge.json, which `python -m benchmarks.merge` makes.
+"""Writes docs/benchmarks.md from the results in benchmarks/: merge, checkpoint and generate.
 
   .venv-test/bin/python -m docs.from_benchmarks
 
@@ -13,17 +13,17 @@ from langmerge_jax.reporting.table import Cell, Table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
-RESULTS = ROOT / "benchmarks" / "merge.json"
+RESULTS = [ROOT / "benchmarks" / f"{name}.json" for name in ("merge", "checkpoint", "generate")]
 
 INTRODUCTION = """\
-# Benchmarks of merging
+# Benchmarks
 
-<!-- Made by `python -m docs.from_benchmarks` from benchmarks/merge.json; change it there. -->
+<!-- Made by `python -m docs.from_benchmarks` from benchmarks/*.json; change it there. -->
 
-`python -m benchmarks.merge` times merges beside the fastest there is to compare with, in one run,
-with the outputs compared before. Cold is a process of its own from its start to its end; warm is
-the same work with everything compiled. A bar is what was asked for; where it is not met, it says
-NO.
+`python -m benchmarks.merge`, `.checkpoint` and `.generate` time our work beside the fastest there
+is to compare with, in one run, with the outputs compared before. Cold is a process of its own from
+its start to its end; warm is the same work with everything compiled. A bar is what was asked for;
+where it is not met, it says NO.
 """
 
 CASES = {
@@ -40,12 +40,22 @@ From five adapters and a base of half a billion float32 weights to the full merg
 mergekit's `ties` from full models.""",
     "delta_8b": "`ties` over all deltas of the 8B shape, folded into a synthetic bfloat16 base.",
     "growth": "2 to 50 adapters of rank 16 on one 4096 x 4096 projection.",
+    "checkpoint": """\
+A random bfloat16 model of Llama-3.2-1B's shape in three shards, loaded and exported; its logits on
+eight simulated devices beside those on one.""",
+    "generate_demo": """\
+Greedy decoding of 32 prompts, 64 tokens each, with the demo's base, beside transformers'
+`generate` with its cache. The limit is what reading weights and cache once a token would take.""",
+    "generate_30m": "The same with 30 million random weights.",
 }
 
 
 def page() -> str:
     """Returns docs/benchmarks.md."""
-    sections = json.loads(RESULTS.read_text(encoding="utf-8"))
+    sections = {}
+    for path in RESULTS:
+        if path.exists():
+            sections |= json.loads(path.read_text(encoding="utf-8"))
     lines = [INTRODUCTION]
     for name, text in CASES.items():
         lines += [f"## `{name}`", "", text, ""]
@@ -58,8 +68,10 @@ def page() -> str:
 
 def _section(section: dict[str, Any]) -> str:
     rows = {name: _cells(finding) for name, finding in section["findings"].items()}
-    machine, repeats = section["machine"], section["settings"]["repeats"]
-    taken = "one run" if repeats == 1 else f"medians of {repeats}"
+    machine = section["machine"]
+    counts = {len(x) for name, x in section["seconds"].items() if name in section["findings"]}
+    most = max(counts, default=1)
+    taken = "one run" if most == 1 else f"medians of {'up to ' * (len(counts) > 1)}{most}"
     note = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, "
         f"{machine['date']}; jax {machine['jax']}; {taken}."

@@ -80,8 +80,8 @@ printed and written.
 
 **Ties and counts.** A trim keeps exactly int(d N) entries of the N of a module, of equal ones the
 first in row-major order. Zero never agrees with a sign; where a sum is zero, + is elected. Adapters
-are taken in the order of their names. Random masks depend on seed, adapter, module, row and column
-alone.
+are taken in the order of their names. Random masks depend on seed, adapter, module, factor, row and
+column alone.
 
 """
 

@@ -97,8 +97,10 @@ def _merge_directories() -> None:
     if _OUTPUT.value is None and not _DRY_RUN.value:
         raise InputError("--output is missing; name the directory to write")
     from langmerge_jax.adapters import load_adapter
+    from langmerge_jax.adapters.writing import refuse_other_contents
     from langmerge_jax.lifecycle.writing import write_merged_adapter, write_merged_model
     from langmerge_jax.merging import Merge
+    from langmerge_jax.merging.fold import refuse_contents
     from langmerge_jax.merging.weights import read_weights
 
     recipe = _recipe()
@@ -115,6 +117,8 @@ def _merge_directories() -> None:
     output = None if _OUTPUT.value is None else pathlib.Path(_OUTPUT.value)
     if output is not None:
         _check_output(output, [*sources.values(), *([base] if base else [])])
+        # Also asked by the writer; here before a plan, or the work, begins.
+        (refuse_contents if base else refuse_other_contents)(output)
     ready = Merge(
         {name: load_adapter(directory) for name, directory in sources.items()},
         recipe,

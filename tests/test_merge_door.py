@@ -87,6 +87,7 @@ def test_the_adapter_comes_with_a_card_that_tells_what_it_was_made_from(tmp_path
     done(*flags, f"--output={output}")
     (output / "notes.txt").write_text("mine")
     assert "holds 'notes.txt'" in refusal(*flags, f"--output={output}")
+    assert "holds 'notes.txt'" in refusal(*flags, f"--output={output}", "--dry_run")
     assert (output / "notes.txt").read_text() == "mine"
     assert "is an input of this merge" in refusal(*flags, f"--output={tmp_path / 'en'}")
     save_adapter(tmp_path / "fr", adapters["en"])

@@ -69,7 +69,7 @@ def write_adapter(
     """
     heads = heads or {}
     shapes: dict[str, tuple[int, float]] = {}
-    with finished_directory(pathlib.Path(directory), check=_refuse_other_contents) as fresh:
+    with finished_directory(pathlib.Path(directory), check=refuse_other_contents) as fresh:
         # transformers reads the "format" entry to know the layout; PEFT itself writes "pt".
         with TensorWriter(
             fresh / WEIGHTS_NAME, header_room=_room(paths, heads), metadata={"format": "pt"}
@@ -130,7 +130,8 @@ def _room(paths: Iterable[str] | None, heads: Iterable[str]) -> int:
     return room_for(keys + [PREFIX + name for name in heads])
 
 
-def _refuse_other_contents(directory: pathlib.Path) -> None:
+def refuse_other_contents(directory: pathlib.Path) -> None:
+    """Raises InputError if a directory exists and holds anything but an adapter."""
     if not directory.exists():
         return
     if not directory.is_dir():

@@ -10,6 +10,8 @@ from langmerge_jax.lifecycle.run import Run
 from langmerge_jax.lifecycle.stages import identity, is_current, making
 from langmerge_jax.lifecycle.writing import write_merged_adapter
 from langmerge_jax.merging import DenseDelta, Merge, Recipe, parse
+from langmerge_jax.merging.sparsify import RANDOM
+from langmerge_jax.merging.threefry import STREAM
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,8 @@ def merged(run: Run, recipe: Recipe, *, keep: bool = True) -> Adapter | DenseDel
 def merge_inputs(run: Run, recipe: Recipe) -> dict[str, Any]:
     """Returns what a merge is made from."""
     adapters = {x: identity(there(run, x)) for x in run.languages}
-    return {"adapters": adapters, "recipe": recipe.name, "seed": run.config.merge.seed}
+    found = {"adapters": adapters, "recipe": recipe.name, "seed": run.config.merge.seed}
+    return found | ({"masks": STREAM} if recipe.sparsify in RANDOM else {})
 
 
 def merge_all(run: Run) -> None:

@@ -60,7 +60,7 @@ def fold_directory(
             the merge, has it in another shape or has it quantised, or its dtype is too narrow for
             the result.
     """
-    _refuse_contents(output)
+    refuse_contents(output)
     shards = {path: map_tensors(path) for path in weight_files(base)}
     places: dict[str, pathlib.Path] = {}
     weights: dict[str, np.ndarray] = {}
@@ -88,7 +88,7 @@ def fold_directory(
 
     # In the order of the files, so that the merge can work ahead of their writing.
     deltas = dense.items([targets[name] for name in weights if name in targets], in_order=True)
-    with finished_directory(output, check=_refuse_contents) as directory:
+    with finished_directory(output, check=refuse_contents) as directory:
         _copy_others(base, directory, {path.name for path in shards})
         with Progress("fold", len(targets), "module") as progress:
             for path, (tensors, metadata) in shards.items():
@@ -112,7 +112,8 @@ def fold_directory(
             (directory / name).write_text(text, encoding="utf-8")
 
 
-def _refuse_contents(output: pathlib.Path) -> None:
+def refuse_contents(output: pathlib.Path) -> None:
+    """Raises InputError if a directory holds anything."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise InputError(f"{output} exists already; choose another output")
 

@@ -33,7 +33,7 @@ def _fields(method: str, **options: Any) -> dict[str, Any]:
 _DENSE = "full rank: fold it into a base, or truncate it"
 _SUM_OF_RANKS = "an adapter of at most the sum of the ranks"
 _CHEAP = "none to speak of: factors are copied"
-_KNOTS_COST = "one QR of B's, one of each A, one SVD as wide as the sum of the ranks, a module"
+_KNOTS_COST = "a basis of the B's, one of each A, one SVD as wide as the sum of the ranks, a module"
 _DELTA_COST = "every entry of every delta"
 _TIES = "elect sign(sum_i w_i x_i) an entry; sum of agreeing w_i x_i / sum of agreeing w_i"
 _PEFT = {"election": "unweighted", "divisor": "count"}
@@ -113,7 +113,7 @@ PRESETS: dict[str, Preset] = {
         + "; U_b times that times V_a^T",
         "Panariello et al., Core Space, arXiv 2509.17786",
         _SUM_OF_RANKS,
-        "two QRs and two SVDs as wide as the sum of the ranks, a module",
+        "two bases and two SVDs as wide as the sum of the ranks, a module",
         "the smallest coordinates: many adapters, or very wide modules",
     ),
     "dare_ties_core": Preset(
@@ -121,7 +121,7 @@ PRESETS: dict[str, Preset] = {
         "as `ties_core`, with coins on the entries of M_i",
         "Core Space, arXiv 2509.17786, with DARE",
         _SUM_OF_RANKS,
-        "two QRs and two SVDs as wide as the sum of the ranks, a module",
+        "two bases and two SVDs as wide as the sum of the ranks, a module",
         "as `ties_core`",
     ),
     "dare_linear": Preset(

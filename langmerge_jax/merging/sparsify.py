@@ -109,7 +109,8 @@ def dare(x: jax.Array, draw: Draw) -> Parts:
     keep = random_uniform(draw.key_words, x.shape) < limit
     if draw.rescale == "l1":
         return _restored(x, keep)
-    return jnp.where(keep, x / draw.density, 0)
+    # A product: XLA makes one of the division on some numbers of devices, and not on others.
+    return jnp.where(keep, x * (1 / draw.density), 0)
 
 
 def della(x: jax.Array, draw: Draw) -> Parts:
@@ -193,6 +194,10 @@ SPARSIFIERS: dict[str, Callable[[jax.Array, Draw], Parts] | None] = {
     "breadcrumbs": breadcrumbs,
     "sce": sce,
 }
+
+
+# Those that draw.
+RANDOM = ("dare", "della")
 
 
 def key_words(seed: int, adapter: str, module: str, part: int) -> np.ndarray:

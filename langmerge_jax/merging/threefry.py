@@ -1,7 +1,7 @@
 """Random numbers by position: Threefry-2x32, unrolled so that it joins the pass that uses it.
 
 `jax.random` draws from the same family, but on a CPU runs its rounds as a loop over whole arrays in
-memory, and from every pair of words that it computes keeps one.
+memory.
 """
 
 import itertools
@@ -13,8 +13,13 @@ from jax import lax
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
+# What `random_uniform` is; results that were made with another are made anew.
+STREAM = "threefry2x32 of (row, column), first word, 24 bits"
 
-def threefry2x32(key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]):
+
+def threefry2x32(
+    key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """Enciphers counters, in 20 rounds.
 
     Args:
@@ -24,7 +29,7 @@ def threefry2x32(key: tuple[jax.Array, jax.Array], counter: tuple[jax.Array, jax
         Two uint32 arrays of random bits.
 
     References:
-        Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC11), section 4.2.
+        Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC11).
     """
     keys = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
     x, y = counter[0] + keys[0], counter[1] + keys[1]

@@ -97,4 +97,4 @@ def test_one_device_and_eight_draw_one_mask_and_merge_alike(found, case):
     """In batches of one module and of eight, the last of which is not full."""
     report = found[" ".join(case[:2])]
     assert report["masks"]
-    assert report["error"] <= 1e-6
+    assert report["error"] == 0

@@ -1,6 +1,8 @@
 """Each sparsifier on given coordinates, against numpy written from its paper."""
 
 import functools
+import hashlib
+import json
 
 import jax
 import jax.extend
@@ -180,6 +182,33 @@ def test_the_count_is_pythons_int_of_density_times_entries(make_adapters):
 def test_threefry_gives_the_known_answers_of_its_authors(key, counter, expected):
     given = [tuple(map(np.uint32, pair)) for pair in (key, counter)]
     assert tuple(map(int, jax.jit(threefry2x32)(*given))) == expected
+
+
+def test_a_draw_is_the_documented_function_of_names_row_and_column():
+    """In whole numbers: the first 24 bits of the cipher's first word, under a hash of names."""
+
+    def enciphered(key, x, y):
+        keys, mask = (*key, key[0] ^ key[1] ^ 0x1BD11BDA), 2**32 - 1
+        x, y = (x + keys[0]) & mask, (y + keys[1]) & mask
+        for number in range(20):
+            bits = (13, 15, 26, 6, 17, 29, 16, 24)[number % 8]
+            x = (x + y) & mask
+            y = x ^ (((y << bits) | (y >> (32 - bits))) & mask)
+            if number % 4 == 3:
+                group = number // 4 + 1
+                x = (x + keys[group % 3]) & mask
+                y = (y + keys[(group + 1) % 3] + group) & mask
+        return x
+
+    names = [(0, "en", "q_proj", 0), (-3, "日本語", "a.b", 1)]
+    keys = np.array([sparsify.key_words(*one) for one in names])
+    found = np.asarray(uniform_draws(keys, (2, 5, 70_000)))
+    for index, name in enumerate(names):
+        digest = hashlib.sha256(json.dumps(list(name)).encode()).digest()
+        key = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+        for row, column in ((0, 0), (0, 1), (1, 0), (4, 3), (3, 69_999)):
+            expected = (enciphered(key, row, column) >> 8) / 2**24
+            assert found[index, row, column] == expected
 
 
 def test_threefry_is_that_of_jax():

@@ -13,7 +13,11 @@ from langmerge_jax.training import loop
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Trainer
 from langmerge_jax.training.steplog import StepLog, ledger, read_log
-from tests.training.test_train_step import SETTINGS, rows
+from tests.training.test_train_step import SETTINGS as PLAIN
+from tests.training.test_train_step import rows
+
+# What is dropped must be the same in a step that is done twice.
+SETTINGS = dataclasses.replace(PLAIN, rslora=True, dropout=0.2)
 
 
 class Killed(BaseException):
@@ -60,6 +64,7 @@ def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_
     found = trainer.train(data, tmp_path / "cut")
     for name, adapter in whole.items():
         for module, factors in adapter.modules.items():
+            assert factors.scale == SETTINGS.alpha / SETTINGS.rank**0.5
             np.testing.assert_array_equal(found[name].modules[module].a, factors.a)
             np.testing.assert_array_equal(found[name].modules[module].b, factors.b)
 
@@ -113,7 +118,7 @@ def test_an_adapter_of_another_scale_is_not_trained_further(trainer, tiny_config
     first = trainer.train(data, tmp_path / "first")["en"]
     modules = {m: dataclasses.replace(f, scale=f.scale / 2) for m, f in first.modules.items()}
     other = dataclasses.replace(first, modules=modules)
-    with pytest.raises(InputError, match=r"adapter 'en': .* has rank 4 and scale 1, the config"):
+    with pytest.raises(InputError, match=r"adapter 'en': .* has rank 4 and scale 2, the config"):
         trainer.train(data, tmp_path / "second", start={"en": other})
     assert not (tmp_path / "second").exists()
 
