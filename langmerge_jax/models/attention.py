@@ -34,12 +34,10 @@ class Attention:
         time, and computes them again in the backward pass; `cudnn` and `splash` are the fused
         kernels of NVIDIA GPUs and of TPUs.
       mesh: the devices, which `splash` has to be spread over by hand.
-      rules: which axis lies where.
     """
 
     backend: str = "xla"
     mesh: Mesh | None = None
-    rules: Rules = dataclasses.field(default_factory=Rules)
 
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None
@@ -56,7 +54,7 @@ class Attention:
         if self.backend == "blockwise":
             return blockwise(q, k, v, segments)
         if self.backend == "splash":
-            return splash(q, k, v, segments, mesh=self.mesh, rules=self.rules)
+            return splash(q, k, v, segments, mesh=self.mesh)
         if self.backend == "cudnn":
             if segments is not None:
                 raise ValueError("cuDNN's attention has no segments: it would see across them")
@@ -194,22 +192,21 @@ def blockwise(
 
     starts = jnp.arange(count) * block
     of_queries = (starts, blocks(q), None if segments is None else blocks(segments))
-    found, step = [], -(-count // 4)
-    for first in range(0, count, step):
+    step = -(-count // 4)
+
+    @jax.checkpoint
+    def read(some, k, v, theirs):
+        start, q, mine = some
+        return _read(q, k, v, _visible(start, block, k.shape[2], mine, theirs))
+
+    def span(first: int) -> jax.Array:
         keys = min(s, (first + step) * block)
         theirs = None if segments is None else segments[:, :, :keys]
-
-        @jax.checkpoint
-        def read(some, k, v, theirs):
-            start, q, mine = some
-            return _read(q, k, v, _visible(start, block, k.shape[2], mine, theirs))
-
-        some = jax.tree.map(lambda x: x[first : first + step], of_queries)  # noqa: B023
+        some = jax.tree.map(lambda x: x[first : first + step], of_queries)
         early_k, early_v = k[:, :, :keys], v[:, :, :keys]
-        found.append(
-            jax.lax.map(lambda one: read(one, early_k, early_v, theirs), some)  # noqa: B023
-        )
-    out = jnp.moveaxis(jnp.concatenate(found), 0, 2)
+        return jax.lax.map(lambda one: read(one, early_k, early_v, theirs), some)
+
+    out = jnp.moveaxis(jnp.concatenate([span(first) for first in range(0, count, step)]), 0, 2)
     return out.reshape(g, b, count * block, *out.shape[4:])[:, :, :s]
 
 
@@ -226,7 +223,6 @@ def splash(
     segments: jax.Array | None = None,
     *,
     mesh: Mesh | None = None,
-    rules: Rules = Rules(),  # noqa: B008 (frozen)
 ) -> jax.Array:
     """Attention by the TPU's splash kernel; on a CPU it is interpreted, for tests.
 
@@ -262,7 +258,7 @@ def splash(
     if mesh is None:
         return local(q, k, v, segments)
     # Both kinds of heads in equal parts, or neither: a part must hold the keys of its queries.
-    axes = ("groups", "rows", None, "heads", None)
+    rules, axes = Rules(), ("groups", "rows", None, "heads", None)
     specs = [rules.spec(axes, x.shape, mesh) for x in (q, k)]
     spec = specs[0] if specs[0] == specs[1] else rules.spec((*axes[:3], None, None), q.shape, mesh)
     of_segments = None if segments is None else rules.spec(axes[:3], segments.shape, mesh)

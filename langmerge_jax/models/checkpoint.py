@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +28,6 @@ from langmerge_jax.tensorfiles import (
     room_for,
     weight_files,
 )
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

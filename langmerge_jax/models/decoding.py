@@ -172,7 +172,10 @@ class Decoder:
         def decode(params, lora, state, until, choice):
             model = nnx.merge(graph, lora, params)
             step = functools.partial(_step, model, choice)
-            wanted = lambda state: (state.made < until) & ~state.done.all()  # noqa: E731
+
+            def wanted(state):
+                return (state.made < until) & ~state.done.all()
+
             return self._placed(jax.lax.while_loop(wanted, step, state))
 
         self._programs[spec] = prefill, decode
@@ -239,7 +242,10 @@ class Decoder:
 @jax.jit
 def _keys(seed: int, numbers: jax.Array) -> jax.Array:
     """A random key for each prompt, by its number."""
-    one = lambda number: jax.random.fold_in(jax.random.key(seed), number)  # noqa: E731
+
+    def one(number: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed), number)
+
     return jax.vmap(jax.vmap(one))(numbers)
 
 

@@ -17,10 +17,11 @@ from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.decoding import Decoder
 from langmerge_jax.models.stacking import spec_of, stack
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import STEPS, Trainer, TrainSettings
+from langmerge_jax.training.loop import STEPS, Trainer
 from langmerge_jax.training.steplog import read_log
 from tests.doors import run_door
 from tests.models.test_llama_parity import our_logits
+from tests.training.test_train_step import SETTINGS
 
 # How PEFT is told to make adapters.
 CASES = {
@@ -243,23 +244,14 @@ class Trained:
 def trained(realdata, tmp_path_factory):
     base = load_base(str(realdata / "stories260K" / "hf"), mesh=make_mesh())
     rows = [base.tokenizer.encode(text) for text in TEXTS]
-    settings = TrainSettings(
-        rank=4,
-        alpha=8.0,
-        rslora=False,
-        dropout=0.0,
-        targets=tuple(base.config.projections()),
+    settings = dataclasses.replace(
+        SETTINGS,
         epochs=6,
         batch_size=len(rows),
-        learning_rate=1e-2,
         warmup=0.0,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
         weight_decay=0.0,
         max_grad_norm=1.0,
         buckets=(64,),
-        remat=False,
         checkpoint_steps=100,
         seed=0,
     )
