@@ -23,9 +23,9 @@ from langmerge_jax.models.checkpoint import save_base
 from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import without_adapters
-from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.parallel.mesh import Rules, place
 from langmerge_jax.training.checkpoint import Checkpoints
-from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Program, Step, place, run_steps
+from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Program, Step, run_steps
 from langmerge_jax.training.step import learning_rate, token_losses
 from langmerge_jax.training.steplog import StepLog
 

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from langmerge_jax.data.batching import bucket
+from langmerge_jax.data.batching import bucket, pad_prompts
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.llama import Llama, Tail
 from langmerge_jax.models.lora import Active, LoraSpec
 from langmerge_jax.models.stacking import split_lora
-from langmerge_jax.parallel.mesh import Rules
-from langmerge_jax.training.loop import place
+from langmerge_jax.parallel.mesh import Rules, place
 
 
 class ChoiceScorer:
@@ -43,9 +42,9 @@ class ChoiceScorer:
             graph, _ = split_lora(base.config, spec, base.dtype, attention=base.attention)
 
             @jax.jit
-            def program(params, lora, prompts, lengths):
+            def program(params, lora, tokens, lengths):
                 model = nnx.merge(graph, lora, params)
-                hidden = options.after(model, prompts, lengths)  # [g, b, o, t, d]
+                hidden = options.after(model, tokens, lengths)  # [g, b, o, t, d]
                 likelihood = jax.nn.log_softmax(model.logits(hidden))
                 target = jnp.broadcast_to(options.target, hidden.shape[:-1])
                 chosen = jnp.take_along_axis(likelihood, target[..., None], axis=-1)
@@ -82,25 +81,14 @@ class ChoiceScorer:
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             length = bucket(len(prompts[rows[-1]]), self._buckets)
-            batch = pad_prompts([prompts[i] for i in rows], self._batch_size, length)
-            batch = place(batch, self._base.mesh, Rules())
-            result = program(params, lora, batch["tokens"], batch["lengths"])
+            numbers = np.full((1, self._batch_size), -1)
+            numbers[0, : len(rows)] = rows
+            tokens, lengths = pad_prompts(prompts, numbers, length)
+            batch = place({"tokens": tokens, "lengths": lengths}, self._base.mesh, Rules())
+            result = program(params, lora, **batch)
             scores[rows] = np.asarray(result)[0, : len(rows)]
             done(len(rows))
         return scores
-
-
-def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> dict[str, np.ndarray]:
-    """Lays prompts out as one group: tokens int32 [1, rows, length] and lengths int32 [1, rows].
-
-    Rows beyond the prompts hold one token each.
-    """
-    tokens = np.zeros((1, rows, length), np.int32)
-    lengths = np.ones((1, rows), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens[0, row, : len(prompt)] = prompt
-        lengths[0, row] = len(prompt)
-    return {"tokens": tokens, "lengths": lengths}
 
 
 @dataclasses.dataclass(frozen=True)

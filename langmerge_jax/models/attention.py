@@ -7,6 +7,7 @@ value head j // (h / k). Softmax is computed in at least float32.
 import dataclasses
 import logging
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,25 @@ BACKENDS = ("xla", "blockwise", "cudnn", "splash")
 _SCORES = 2**26
 # What splash attention's blocks are multiples of.
 _LANES = 128
+
+
+class Past(NamedTuple):
+    """Keys, rotated, and values of positions computed before; of all layers with a leading l.
+
+    So laid out, what later positions need of them are plain matrix products over contiguous rows.
+
+    Attributes:
+      k: [g, b, k, c, t].
+      v: [g, b, k, t, c].
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+    @staticmethod
+    def of(k: jax.Array, v: jax.Array) -> "Past":
+        """Lays out k and v [g, b, t, k, c]."""
+        return Past(k.transpose(0, 1, 3, 4, 2), v.swapaxes(2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +142,7 @@ def attend_after(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    past: tuple[jax.Array, jax.Array],
+    past: Past,
     seen: jax.Array,
     visible: jax.Array,
 ) -> jax.Array:
@@ -130,8 +150,7 @@ def attend_after(
 
     Args:
       q, k, v: of the new positions, s of them.
-      past: k and v of t earlier positions, [g, b, k, t, c]: so laid out, both products are plain
-        matrix products of contiguous rows.
+      past: t earlier positions.
       seen: bool [g, b, t], the earlier positions that count.
       visible: bool [s, s], which new positions see which.
     """
@@ -140,10 +159,10 @@ def attend_after(
     # By the key head that they read, [g, b, k, h / k * s, c].
     rows = q.reshape(g, b, s, kv, h // kv, c).transpose(0, 1, 3, 4, 2, 5)
     rows = rows.reshape(g, b, kv, h // kv * s, c)
-    k, v = k.swapaxes(2, 3), v.swapaxes(2, 3)
+    new = Past.of(k, v)
     scores = (
-        _products(rows, past[0], seen[:, :, None, None]),
-        _products(rows, k, jnp.tile(visible, (h // kv, 1))),
+        _products(rows, past.k, seen[:, :, None, None]),
+        _products(rows, new.k, jnp.tile(visible, (h // kv, 1))),
     )
     # A softmax over both, without laying them side by side.
     most = jnp.maximum(*(x.max(axis=-1, keepdims=True) for x in scores))
@@ -151,7 +170,7 @@ def attend_after(
     total = sum(x.sum(axis=-1, keepdims=True) for x in weights)
     out = sum(
         jnp.einsum("gbkqt,gbktc->gbkqc", (x / total).astype(v.dtype), y)
-        for x, y in zip(weights, (past[1], v), strict=True)
+        for x, y in zip(weights, (past.v, new.v), strict=True)
     )
     return out.reshape(g, b, kv, h // kv, s, c).transpose(0, 1, 4, 2, 3, 5).reshape(q.shape)
 
@@ -159,7 +178,7 @@ def attend_after(
 def _products(rows: jax.Array, k: jax.Array, visible: jax.Array) -> jax.Array:
     """Scores of queries by key head, [g, b, k, q, t]."""
     wide = jnp.promote_types(rows.dtype, jnp.float32)
-    scores = jnp.einsum("gbkqc,gbktc->gbkqt", rows, k, preferred_element_type=wide)
+    scores = jnp.einsum("gbkqc,gbkct->gbkqt", rows, k, preferred_element_type=wide)
     return jnp.where(visible, scores * rows.shape[-1] ** -0.5, jnp.finfo(wide).min)
 
 

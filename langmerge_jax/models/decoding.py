@@ -6,23 +6,28 @@ for what is generated; rows of any length write their next token at the same pla
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from langmerge_jax.data.batching import pad_prompts
 from langmerge_jax.errors import InputError
+from langmerge_jax.models.attention import Past
 from langmerge_jax.models.checkpoint import Base
-from langmerge_jax.models.llama import Llama, Past
+from langmerge_jax.models.llama import Llama, Rotation
 from langmerge_jax.models.lora import Active, LoraSpec
 from langmerge_jax.models.stacking import split_lora
-from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.parallel.mesh import Rules, place
 
 # Lengths of prompts and of what is generated are rounded up to one of these, or to a multiple of
 # the last: each that occurs is compiled once.
-_LENGTHS, _ROOMS = (32, 128, 512, 2048), (16, 64, 256, 1024)
+_LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
+_ROOMS = (16, 64, 256, 1024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +52,27 @@ class Sampling:
             raise InputError(f"top_p={self.top_p}: give a share in (0, 1]")
 
 
+class _Programs(NamedTuple):
+    """What is compiled for adapters of one shape."""
+
+    prefill: Callable
+    decode: Callable
+    take_apart: Callable
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class _State:
     """What the loop changes.
 
     Attributes:
-      past: the cache, [l, g, b, k, S + T, c].
+      past: the cache, of S + T positions, stacked over layers or a list of theirs.
       tokens: int32 [g, b, T], generated.
       made: int32, how many of them.
       done: bool [g, b], rows that met a stop token.
     """
 
-    past: Past
+    past: Past | list[Past]
     tokens: jax.Array
     made: jax.Array
     done: jax.Array
@@ -71,11 +84,17 @@ class Decoder:
     Args:
       base: model and devices.
       rows: prompts at a time, of each adapter.
+      apart: whether a call works on a copy of the layers that is not stacked, see `Llama.extend`;
+        by default on a CPU, as long as the weights are below 2 GB.
     """
 
-    def __init__(self, base: Base, rows: int):
-        self._base, self._rows = base, rows
-        self._programs: dict[LoraSpec | None, tuple[Callable, Callable]] = {}
+    def __init__(self, base: Base, rows: int, *, apart: bool | None = None):
+        if apart is None:
+            size = sum(x.nbytes for x in jax.tree.leaves(base.params))
+            apart = base.mesh.devices.flat[0].platform == "cpu" and size < 2e9
+        self._base, self._rows, self._apart = base, rows, apart
+        self._whole = Rules().sharding(base.mesh, (), ())  # On every device.
+        self._programs: dict[LoraSpec | None, _Programs] = {}
 
     def __call__(
         self,
@@ -116,23 +135,27 @@ class Decoder:
             raise InputError("an empty prompt: there is nothing to continue")
         if not prompts:
             return []
-        prefill, decode = self._program(spec)
+        programs = self._program(spec)
         params = self._base.params if params is None else params
         lora = nnx.State({}) if lora is None else lora
+        layers = programs.take_apart(params, lora) if self._apart else None
         room = _rounded(max_new_tokens, _ROOMS)
         found: list[list[int]] = [[] for _ in prompts]
-        for batch in self._batches(prompts, adapters):
-            arrays = self._lay_out(prompts, batch, sampling)
-            active = Active(arrays.pop("ids"), self._put(np.ones(spec.n if spec else 1)))
-            choice = {
-                "active": active,
-                "lengths": arrays["lengths"],
-                "keys": arrays["keys"],
-                "stop": self._put(stop, np.int32),
-                "temperature": self._put(sampling.temperature),
-                "top_p": self._put(sampling.top_p),
-            }
-            state = prefill(params, lora, arrays["tokens"], arrays["real"], choice, room=room)
+        batches = self._batches(prompts, adapters)
+        for_all = {
+            "active": Active(
+                np.arange(batches.shape[1], dtype=np.int32),
+                np.ones(spec.n if spec else 1, np.float32),
+            ),
+            "stop": np.asarray(stop, np.int32),
+            "temperature": np.float32(sampling.temperature),
+            "top_p": np.float32(sampling.top_p),
+        }
+        for_all = jax.device_put(for_all, self._whole)
+        for batch in batches:
+            choice = self._lay_out(prompts, batch, sampling) | for_all
+            tokens, real = choice.pop("tokens"), choice.pop("real")
+            state = programs.prefill(params, lora, tokens, real, choice, room=room)
             while True:
                 made = int(state.made)
                 tokens = np.asarray(state.tokens)
@@ -143,15 +166,17 @@ class Decoder:
                 if made == max_new_tokens or bool(np.asarray(state.done).all()):
                     break
                 until = min(max_new_tokens, made + (every or max_new_tokens))
-                state = decode(params, lora, state, self._put(until, np.int32), choice)
+                until = jax.device_put(np.int32(until), self._whole)
+                state = programs.decode(params, lora, layers, state, until, choice)
         return found
 
     @property
     def compiled(self) -> int:
         """How many programs have been compiled."""
-        return sum(f._cache_size() for pair in self._programs.values() for f in pair)
+        made = self._programs.values()
+        return sum(x.prefill._cache_size() + x.decode._cache_size() for x in made)
 
-    def _program(self, spec: LoraSpec | None) -> tuple[Callable, Callable]:
+    def _program(self, spec: LoraSpec | None) -> _Programs:
         if spec in self._programs:
             return self._programs[spec]
         base = self._base
@@ -163,30 +188,42 @@ class Decoder:
             hidden, past = model.prefill(tokens, choice["active"])
             last = jnp.take_along_axis(hidden, choice["lengths"][..., None, None] - 1, axis=2)
             first = _choose(model, last, jnp.int32(0), choice)
-            past = Past(*(jnp.pad(x, ((0, 0),) * 4 + ((0, room), (0, 0))) for x in past))
+            past = Past(_wider(past.k, room, -1), _wider(past.v, room, -2))
+            if self._apart:
+                past = [Past(*x) for x in zip(*past, strict=True)]
             made = jnp.zeros((*tokens.shape[:2], room), jnp.int32).at[..., 0].set(first)
             done = ~real | jnp.isin(first, choice["stop"])
             return self._placed(_State(past, made, jnp.int32(1), done))
 
-        @functools.partial(jax.jit, donate_argnums=2)
-        def decode(params, lora, state, until, choice):
+        @functools.partial(jax.jit, donate_argnums=3)
+        def decode(params, lora, layers, state, until, choice):
             model = nnx.merge(graph, lora, params)
-            step = functools.partial(_step, model, choice)
+            room = state.tokens.shape[-1]
+            rotation = model.rotation(choice["lengths"][..., None] + jnp.arange(room))
+            step = functools.partial(_step, model, layers, rotation, choice)
 
             def wanted(state):
                 return (state.made < until) & ~state.done.all()
 
             return self._placed(jax.lax.while_loop(wanted, step, state))
 
-        self._programs[spec] = prefill, decode
-        return prefill, decode
+        @jax.jit
+        def take_apart(params, lora):
+            return nnx.merge(graph, lora, params).apart()
+
+        self._programs[spec] = _Programs(prefill, decode, take_apart)
+        return self._programs[spec]
 
     def _placed(self, state: _State) -> _State:
         """Keeps the state where the rules want it, so that the loop is compiled once."""
         rules, mesh = Rules(), self._base.mesh
         rows = ("groups", "rows")
-        of_past = ("layers", *rows, "heads", None, None)
-        axes = _State(Past(of_past, of_past), (*rows, None), (), rows)
+        of_past = (*rows, "heads", None, None)
+        if self._apart:
+            past = [Past(of_past, of_past)] * len(state.past)
+        else:
+            past = Past(("layers", *of_past), ("layers", *of_past))
+        axes = _State(past, (*rows, None), (), rows)
         return jax.tree.map(
             lambda x, axes: jax.lax.with_sharding_constraint(
                 x, rules.sharding(mesh, axes, x.shape)
@@ -195,14 +232,10 @@ class Decoder:
             axes,
         )
 
-    def _put(self, values, dtype=np.float32) -> jax.Array:
-        whole = Rules().sharding(self._base.mesh, (), ())
-        return jax.device_put(np.asarray(values, dtype), whole)
-
     def _batches(
         self, prompts: Sequence[Sequence[int]], adapters: Sequence[int] | None
-    ) -> list[np.ndarray]:
-        """Numbers of prompts [g, b] by batch, -1 where there is none; like lengths together."""
+    ) -> np.ndarray:
+        """Numbers of prompts, [batches, g, b], -1 where there is none; like lengths together."""
         adapters = np.zeros(len(prompts), int) if adapters is None else np.asarray(adapters)
         order = np.argsort([len(p) for p in prompts], kind="stable")
         queues = [order[adapters[order] == n] for n in range(adapters.max() + 1)]
@@ -211,32 +244,20 @@ class Decoder:
         for group, queue in enumerate(queues):
             for number, some in enumerate(np.array_split(queue, count)):
                 batches[number, group, : len(some)] = some
-        return list(batches)
+        return batches
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], batch: np.ndarray, sampling: Sampling
     ) -> dict[str, jax.Array]:
         length = _rounded(max(len(prompts[i]) for i in batch.ravel() if i >= 0), _LENGTHS)
-        tokens = np.zeros((*batch.shape, length), np.int32)
-        lengths = np.ones(batch.shape, np.int32)
-        for place in np.ndindex(batch.shape):
-            if batch[place] >= 0:
-                prompt = prompts[batch[place]]
-                tokens[place][: len(prompt)] = prompt
-                lengths[place] = len(prompt)
+        tokens, lengths = pad_prompts(prompts, batch, length)
         arrays = {
             "tokens": tokens,
             "lengths": lengths,
             "real": batch >= 0,
             "keys": _keys(sampling.seed, np.maximum(batch, 0)),
         }
-        rules, mesh = Rules(), self._base.mesh
-        axes = ("groups", "rows", None)
-        placed = {
-            name: jax.device_put(x, rules.sharding(mesh, axes[: x.ndim], x.shape))
-            for name, x in arrays.items()
-        }
-        return placed | {"ids": self._put(np.arange(len(batch)), np.int32)}
+        return place(arrays, self._base.mesh, Rules())
 
 
 @jax.jit
@@ -249,23 +270,37 @@ def _keys(seed: int, numbers: jax.Array) -> jax.Array:
     return jax.vmap(jax.vmap(one))(numbers)
 
 
-def _step(model: Llama, choice: dict, state: _State) -> _State:
+def _step(
+    model: Llama,
+    layers: list[nnx.State] | None,
+    rotation: Rotation,
+    choice: dict,
+    state: _State,
+) -> _State:
     """Computes the newest token and chooses the next."""
     lengths = choice["lengths"]
     room = state.tokens.shape[-1]
-    padded = state.past.k.shape[-2] - room  # S
+    padded = jax.tree.leaves(state.past)[0].shape[-1] - room  # S
     newest = state.made - 1
-    token = jax.lax.dynamic_index_in_dim(state.tokens, newest, axis=2)
+    token, *turned = (
+        jax.lax.dynamic_index_in_dim(x, newest, axis=2) for x in (state.tokens, *rotation)
+    )
     places = jnp.arange(padded + room)
     seen = (places < lengths[..., None]) | ((places >= padded) & (places < padded + newest))
-    positions = (lengths + newest)[..., None]
-    hidden, new = model.extend(token, choice["active"], positions, state.past, seen)
+    hidden, new = model.extend(token, choice["active"], turned, state.past, seen, layers)
+    chosen = _choose(model, hidden, state.made, choice)
+    # The minimum is zero, but says that the cache has been read before it is written: otherwise a
+    # CPU copies all of it for every token.
+    place = padded + newest + jnp.minimum(chosen.ravel()[0], 0)
     past = jax.tree.map(
-        lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, padded + newest, axis=-2),
+        lambda old, new: Past(
+            jax.lax.dynamic_update_slice_in_dim(old.k, new.k, place, axis=-1),
+            jax.lax.dynamic_update_slice_in_dim(old.v, new.v, place, axis=-2),
+        ),
         state.past,
         new,
+        is_leaf=lambda x: isinstance(x, Past),
     )
-    chosen = _choose(model, hidden, state.made, choice)
     tokens = jax.lax.dynamic_update_slice_in_dim(
         state.tokens, chosen[..., None], state.made, axis=2
     )
@@ -273,28 +308,37 @@ def _step(model: Llama, choice: dict, state: _State) -> _State:
     return _State(past, tokens, state.made + 1, done)
 
 
+def _wider(x: jax.Array, room: int, axis: int) -> jax.Array:
+    """x with zeros behind it."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, room)
+    return jnp.pad(x, widths)
+
+
 def _choose(model: Llama, hidden: jax.Array, number: jax.Array, choice: dict) -> jax.Array:
     """The next token of each row, int32 [g, b], from its hidden state [g, b, 1, d]."""
-    logits = model.logits(hidden)[:, :, 0]
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    logits = model.logits(rows, tokens_first=True)  # [v, g * b]
 
     def drawn(logits: jax.Array) -> jax.Array:
-        scaled = logits / jnp.where(choice["temperature"] > 0, choice["temperature"], 1)
+        scaled = logits.T / jnp.where(choice["temperature"] > 0, choice["temperature"], 1)
         kept = jax.lax.cond(
             choice["top_p"] < 1, lambda x: _nucleus(x, choice["top_p"]), lambda x: x, scaled
         )
-        draw = jax.vmap(
-            jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, number), x))
-        )
-        return draw(choice["keys"], kept)
+        draw = jax.vmap(lambda k, x: jax.random.categorical(jax.random.fold_in(k, number), x))
+        return draw(choice["keys"].ravel(), kept)
 
     def likeliest(logits: jax.Array) -> jax.Array:
-        # The first of the largest: two plain reductions, where a CPU's argmax takes twice as long.
-        places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-        largest = logits == logits.max(axis=-1, keepdims=True)
-        return jnp.where(largest, places, logits.shape[-1] - 1).min(axis=-1)
+        # The first of the largest: of blocks, then in that block. An argmax over all of them takes
+        # a CPU as long as the logits themselves.
+        count = math.gcd(len(logits), 64)
+        blocks = logits.reshape(count, -1, logits.shape[1])
+        block = blocks.max(axis=1).argmax(axis=0)
+        inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0].argmax(axis=0)
+        return block * blocks.shape[1] + inside
 
     chosen = jax.lax.cond(choice["temperature"] > 0, drawn, likeliest, logits)
-    return chosen.astype(jnp.int32)
+    return chosen.reshape(hidden.shape[:2]).astype(jnp.int32)
 
 
 def _nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:

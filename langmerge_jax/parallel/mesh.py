@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from langmerge_jax.errors import InputError
@@ -63,3 +65,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             "the product must be their number, and one size may be -1"
         )
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def place(
+    batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh, rules: Rules
+) -> dict[str, jax.Array]:
+    """Puts the arrays of a batch, each [g, b, ...], on the devices, spread as the rules say."""
+
+    def where(x: np.ndarray | jax.Array) -> NamedSharding:
+        axes = ("groups", "rows", *(None,) * (x.ndim - 2))
+        return rules.sharding(mesh, axes, x.shape)
+
+    return jax.device_put(dict(batch), {name: where(x) for name, x in batch.items()})

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from langmerge_jax.adapters import Adapter
 from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_batches
@@ -23,7 +22,7 @@ from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.lora import Active, LoraSpec
 from langmerge_jax.models.stacking import init_lora, split_lora, stack, unstack
-from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.parallel.mesh import Rules, place
 from langmerge_jax.progress import Progress
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.step import TrainState, learning_rate, make_optimizer, make_step
@@ -452,12 +451,3 @@ def _record(log: StepLog, clock: _Clock, number: int, step: Step, loss: jax.Arra
         slots=step.arrays["tokens"].size,
     )
     return sum(values) / len(values)
-
-
-def place(batch: Mapping[str, np.ndarray], mesh: Mesh, rules: Rules) -> dict[str, jax.Array]:
-    """Puts the arrays of a batch, each [g, b, ...], on the devices, spread as the rules say."""
-    placed = {}
-    for name, value in batch.items():
-        axes = ("groups", "rows", *(None,) * (value.ndim - 2))
-        placed[name] = jax.device_put(value, rules.sharding(mesh, axes, value.shape))
-    return placed

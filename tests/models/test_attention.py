@@ -9,7 +9,7 @@ import pytest
 
 from langmerge_jax.errors import InputError
 from langmerge_jax.models import attention
-from langmerge_jax.models.attention import Attention, attend_after, blockwise, choose, splash
+from langmerge_jax.models.attention import Attention, Past, attend_after, blockwise, choose, splash
 
 
 def reference(q, k, v, visible):
@@ -87,7 +87,7 @@ def test_new_positions_after_many_see_what_they_would_see_in_one_sequence():
     owner = np.repeat([0, 1], [4, 6])
     visible = np.tri(10, dtype=bool) & (owner[:, None] == owner)
     late = [x[:, :, 30:] for x in (q, k, v)]
-    past = [x[:, :, :30].swapaxes(2, 3) for x in (k, v)]
+    past = Past.of(*(x[:, :, :30] for x in (k, v)))
     found = jax.jit(attend_after)(*late, past, seen, visible)
     whole = np.zeros((2, 3, 10, 40), bool)
     whole[..., :30], whole[..., 30:] = seen[:, :, None], visible

@@ -43,8 +43,9 @@ def step_by_step(base, prompt, count, adapters=()):
     return sequence[len(prompt) :]
 
 
-def test_rows_of_any_length_get_what_each_gets_alone(base, prompts):
-    together = Decoder(base, rows=4)(prompts, max_new_tokens=20)
+@pytest.mark.parametrize("apart", [True, False], ids=["layers apart", "layers scanned"])
+def test_rows_of_any_length_get_what_each_gets_alone(base, prompts, apart):
+    together = Decoder(base, rows=4, apart=apart)(prompts, max_new_tokens=20)
     assert together == [Decoder(base, rows=1)([x], max_new_tokens=20)[0] for x in prompts]
     for number in (1, 2):
         assert together[number] == step_by_step(base, prompts[number], 20)
@@ -83,8 +84,9 @@ def test_few_programs_are_compiled(base, prompts):
         sampling = Sampling(temperature, 0.9, seed=count)
         decoder([x[:60] for x in prompts[:2]], max_new_tokens=count, sampling=sampling)
     assert decoder.compiled == 2
-    decoder(prompts, max_new_tokens=20)  # Short prompts, of up to 32 tokens.
-    assert decoder.compiled == 4
+    # Also prompts of up to 16, 32 and 96 tokens.
+    decoder(prompts, max_new_tokens=20)
+    assert decoder.compiled == 8
 
 
 def test_draws_follow_the_distribution(base, prompts):
