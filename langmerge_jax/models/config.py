@@ -6,6 +6,8 @@ import math
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from langmerge_jax.errors import InputError
 
 _ROPE_TYPES = ("default", "llama3")
@@ -239,20 +241,23 @@ def load_config(directory: pathlib.Path) -> LlamaConfig:
 def inverse_frequencies(config: LlamaConfig) -> list[float]:
     """RoPE's angle per position of each rotated pair, [head_dim / 2], in radians.
 
+    Every operation is rounded to float32, as in transformers, by which the models were trained: a
+    relative difference of 1e-7 is an angle of 1e-4 after a thousand positions.
+
     References: RoFormer (arXiv 2104.09864), section 3.4.2; Llama 3 model card for the scaling.
     """
-    half = config.head_dim // 2
-    plain = [config.rope_theta ** (-i / half) for i in range(half)]
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
+    plain = np.float32(1) / powers.astype(np.float32)
     scaling = config.rope_scaling
     if scaling is None:
-        return plain
-    scaled = []
-    for frequency in plain:
-        turns = scaling.original_max_position * frequency / (2 * math.pi)
-        # 1 where the original context holds many turns (keep), 0 where it holds few (stretch).
-        keep = (turns - scaling.low_freq_factor) / (
-            scaling.high_freq_factor - scaling.low_freq_factor
-        )
-        keep = min(max(keep, 0.0), 1.0)
-        scaled.append(keep * frequency + (1 - keep) * frequency / scaling.factor)
-    return scaled
+        return plain.tolist()
+    lengths = np.float32(2 * math.pi) / plain  # Of a turn, in positions.
+    original = np.float32(scaling.original_max_position)
+    low, high = np.float32(scaling.low_freq_factor), np.float32(scaling.high_freq_factor)
+    factor = np.float32(scaling.factor)
+    # 1 where the original context holds many turns (keep), 0 where it holds few (stretch).
+    keep = (original / lengths - low) / (high - low)
+    between = (1 - keep) * plain / factor + keep * plain
+    stretched = np.where(lengths > original / low, plain / factor, between)
+    return np.where(lengths < original / high, plain, stretched).tolist()

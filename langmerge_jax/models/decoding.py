@@ -6,7 +6,6 @@ for what is generated; rows of any length write their next token at the same pla
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from langmerge_jax.models.stacking import split_lora
 from langmerge_jax.parallel.mesh import Rules, place
 
 # Lengths of prompts and of what is generated are rounded up to one of these, or to a multiple of
-# the last: each that occurs is compiled once.
+# the last: each pair that occurs is compiled once.
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048)
 _ROOMS = (16, 64, 256, 1024)
 
@@ -50,6 +49,8 @@ class Sampling:
             raise InputError(f"temperature={self.temperature}: give 0 or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p={self.top_p}: give a share in (0, 1]")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed={self.seed}: give 0 to {2**32 - 1}")
 
 
 class _Programs(NamedTuple):
@@ -120,36 +121,38 @@ class Decoder:
           params: weights in place of the base's, such as a folded merge.
           lora: adapters (LoRA state with leaves [l, n, ...]) of shape `spec`, or None.
           adapters: which of them continues each prompt; all the first by default.
-          every: tokens after which `on_tokens` is called; only at the end of a batch by default.
+          every: tokens after which `on_tokens` is called; by default it is after the first of a
+            batch, and at its end.
           on_tokens: called with {number of the prompt: its continuation so far}.
 
         Returns:
           The continuations, without the stop token.
 
         Raises:
-          InputError: if there is nothing to generate, or an empty prompt.
+          InputError: if there is nothing to generate, an empty prompt, or a token or an adapter
+            that is not there.
         """
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens}: give 1 or more")
-        if any(not len(prompt) for prompt in prompts):
-            raise InputError("an empty prompt: there is nothing to continue")
+        every = max_new_tokens if every is None else every
+        for name, value in (("max_new_tokens", max_new_tokens), ("every", every)):
+            if value < 1:
+                raise InputError(f"{name}={value}: give 1 or more")
         if not prompts:
             return []
+        adapters = [0] * len(prompts) if adapters is None else adapters
+        self._check(prompts, adapters, spec.n if spec else 1)
         programs = self._program(spec)
         params = self._base.params if params is None else params
         lora = nnx.State({}) if lora is None else lora
         layers = programs.take_apart(params, lora) if self._apart else None
         room = _rounded(max_new_tokens, _ROOMS)
         found: list[list[int]] = [[] for _ in prompts]
-        batches = self._batches(prompts, adapters)
+        ids, batches = self._batches(prompts, adapters)
         for_all = {
-            "active": Active(
-                np.arange(batches.shape[1], dtype=np.int32),
-                np.ones(spec.n if spec else 1, np.float32),
-            ),
-            "stop": np.asarray(stop, np.int32),
+            "active": Active(ids.astype(np.int32), np.ones(spec.n if spec else 1, np.float32)),
+            # Filled up with what is no token: other stop tokens need no other program.
+            "stop": np.asarray([*stop, *[-1] * (-len(stop) % 8)], np.int32),
             "temperature": np.float32(sampling.temperature),
-            "top_p": np.float32(sampling.top_p),
+            "top_p": np.float32(max(sampling.top_p, np.finfo(np.float32).tiny)),
         }
         for_all = jax.device_put(for_all, self._whole)
         for batch in batches:
@@ -165,16 +168,32 @@ class Decoder:
                 on_tokens({int(i): found[i] for i in batch.ravel() if i >= 0})
                 if made == max_new_tokens or bool(np.asarray(state.done).all()):
                     break
-                until = min(max_new_tokens, made + (every or max_new_tokens))
+                until = min(max_new_tokens, made + every)
                 until = jax.device_put(np.int32(until), self._whole)
                 state = programs.decode(params, lora, layers, state, until, choice)
         return found
 
     @property
     def compiled(self) -> int:
-        """How many programs have been compiled."""
-        made = self._programs.values()
-        return sum(x.prefill._cache_size() + x.decode._cache_size() for x in made)
+        """How many programs have been compiled for prompts and for what follows them."""
+        return sum(
+            x.prefill._cache_size() + x.decode._cache_size() for x in self._programs.values()
+        )
+
+    def _check(self, prompts: Sequence[Sequence[int]], adapters: Sequence[int], count: int) -> None:
+        vocabulary = self._base.config.vocab_size
+        for number, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise InputError(f"prompt {number} is empty: there is nothing to continue")
+            if unknown := [x for x in (min(prompt), max(prompt)) if not 0 <= x < vocabulary]:
+                raise InputError(
+                    f"prompt {number}: the model has no token {unknown[0]}, it has {vocabulary}; "
+                    "is the tokenizer that of another model?"
+                )
+        if len(adapters) != len(prompts):
+            raise InputError(f"{len(adapters)} adapters for {len(prompts)} prompts: name one each")
+        if unknown := set(adapters) - set(range(count)):
+            raise InputError(f"adapter {min(unknown)}: there are 0 to {count - 1}")
 
     def _program(self, spec: LoraSpec | None) -> _Programs:
         if spec in self._programs:
@@ -233,18 +252,23 @@ class Decoder:
         )
 
     def _batches(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[int] | None
-    ) -> np.ndarray:
-        """Numbers of prompts, [batches, g, b], -1 where there is none; like lengths together."""
-        adapters = np.zeros(len(prompts), int) if adapters is None else np.asarray(adapters)
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lays out groups, like lengths together.
+
+        Returns:
+          The adapter of each group, [g], and numbers of prompts, [batches, g, b], -1 for none.
+        """
         order = np.argsort([len(p) for p in prompts], kind="stable")
-        queues = [order[adapters[order] == n] for n in range(adapters.max() + 1)]
+        adapters = np.asarray(adapters)
+        ids = np.unique(adapters)
+        queues = [order[adapters[order] == n] for n in ids]
         count = max(-(-len(queue) // self._rows) for queue in queues)
         batches = np.full((count, len(queues), self._rows), -1)
         for group, queue in enumerate(queues):
             for number, some in enumerate(np.array_split(queue, count)):
                 batches[number, group, : len(some)] = some
-        return batches
+        return ids, batches
 
     def _lay_out(
         self, prompts: Sequence[Sequence[int]], batch: np.ndarray, sampling: Sampling
@@ -255,13 +279,13 @@ class Decoder:
             "tokens": tokens,
             "lengths": lengths,
             "real": batch >= 0,
-            "keys": _keys(sampling.seed, np.maximum(batch, 0)),
+            "keys": _keys(np.uint32(sampling.seed), np.maximum(batch, 0)),
         }
         return place(arrays, self._base.mesh, Rules())
 
 
 @jax.jit
-def _keys(seed: int, numbers: jax.Array) -> jax.Array:
+def _keys(seed: jax.Array, numbers: jax.Array) -> jax.Array:
     """A random key for each prompt, by its number."""
 
     def one(number: jax.Array) -> jax.Array:
@@ -331,8 +355,8 @@ def _choose(model: Llama, hidden: jax.Array, number: jax.Array, choice: dict) ->
     def likeliest(logits: jax.Array) -> jax.Array:
         # The first of the largest: of blocks, then in that block. An argmax over all of them takes
         # a CPU as long as the logits themselves.
-        count = math.gcd(len(logits), 64)
-        blocks = logits.reshape(count, -1, logits.shape[1])
+        logits = jnp.pad(logits, ((0, -len(logits) % 64), (0, 0)), constant_values=-jnp.inf)
+        blocks = logits.reshape(64, -1, logits.shape[1])
         block = blocks.max(axis=1).argmax(axis=0)
         inside = jnp.take_along_axis(blocks, block[None, None], axis=0)[0].argmax(axis=0)
         return block * blocks.shape[1] + inside

@@ -146,15 +146,32 @@ def test_prompts_of_several_adapters_share_a_batch(base, prompts, tmp_path):
 
 def test_what_cannot_be_generated_is_refused(base):
     for options, words in (
-        ({"prompts": [[3], []]}, "an empty prompt"),
+        ({"prompts": [[3], []]}, "prompt 1 is empty"),
+        ({"prompts": [[3], [4, 9999]]}, "prompt 1: the model has no token 9999, it has"),
+        ({"prompts": [[-1]]}, "prompt 0: the model has no token -1"),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"every": -1}, "every=-1"),
+        ({"adapters": [0, 0]}, "2 adapters for 1 prompts"),
+        ({"adapters": [1]}, "adapter 1: there are 0 to 0"),
     ):
         with pytest.raises(InputError, match=words):
             Decoder(base, rows=1)(**{"prompts": [[3]], "max_new_tokens": 3} | options)
-    for given, words in (((-1.0,), "temperature=-1"), ((1.0, 0.0), "top_p=0"), ((1.0, 2), "top_p")):
+    for given, words in (
+        ((-1.0,), "temperature=-1"),
+        ((1.0, 0.0), "top_p=0"),
+        ((1.0, 2), "top_p"),
+        ((1.0, 1.0, -1), "seed=-1"),
+        ((1.0, 1.0, 2**32), "seed=4294967296"),
+    ):
         with pytest.raises(InputError, match=words):
             Sampling(*given)
     assert Decoder(base, rows=1)([], max_new_tokens=3) == []
+
+
+def test_the_smallest_nucleus_and_the_largest_seed_are_taken(base, prompts):
+    greedy = Decoder(base, rows=2)(prompts[:2], max_new_tokens=3)
+    smallest = Sampling(temperature=1.0, top_p=1e-45, seed=2**32 - 1)
+    assert Decoder(base, rows=2)(prompts[:2], max_new_tokens=3, sampling=smallest) == greedy
 
 
 def test_the_published_model_tells_its_story(realdata):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import jax
@@ -16,7 +17,7 @@ from langmerge_jax.adapters import load_adapter, save_adapter
 from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation.predict import ChoiceScorer
 from langmerge_jax.models.checkpoint import load_base
-from langmerge_jax.models.config import from_hf
+from langmerge_jax.models.config import from_hf, inverse_frequencies
 from langmerge_jax.models.decoding import Decoder
 from langmerge_jax.models.fold import fold
 from langmerge_jax.models.lora import Active
@@ -96,6 +97,37 @@ def test_all_logits_equal_those_of_transformers_here(name, directories, live):
     tokens = llama_models.tokens(llama_models.VARIANTS[name])
     expected = live.logits_of(live.model_of(directories[name]), tokens)
     assert np.std(expected) > 0.3  # Logits near zero would hide errors.
+    found = our_logits(load_base(str(directories[name]), mesh=make_mesh()), tokens[None])[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("scaling", [None, 8.0, 32.0], ids=["plain", "llama 3.1", "llama 3.2"])
+def test_frequencies_are_rounded_as_transformers_rounds_them(scaling, live):
+    """Another rounding is an angle of 1e-4 after a thousand positions."""
+    import transformers
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    found, expected = [], []
+    for theta, width in itertools.product((1e4, 5e5, 1e6, 8e6), (8, 16, 64, 96, 128)):
+        rope = {"rope_type": "default", "rope_theta": theta}
+        if scaling:
+            rope |= {"rope_type": "llama3", "factor": scaling, "low_freq_factor": 1.0}
+            rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        fields = llama_models.VARIANTS["llama 3.0"] | {"head_dim": width, "rope_parameters": rope}
+        fields |= {"max_position_embeddings": 131072}
+        fields.pop("rope_theta")
+        theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**fields)).inv_freq.numpy()
+        ours = np.array(inverse_frequencies(from_hf(fields, "here")), np.float32)
+        np.testing.assert_allclose(ours, theirs, rtol=5e-7)
+        found, expected = [*found, *ours], [*expected, *theirs]
+    # A power may be rounded otherwise, by another library.
+    assert np.mean(np.array(found) == np.array(expected)) > 0.95
+
+
+@pytest.mark.parametrize("name", ["llama 3.1", "llama 3.2, tied", "mistral"])
+def test_logits_far_into_a_text_equal_those_of_transformers(name, directories, live):
+    tokens = llama_models.tokens(llama_models.VARIANTS[name], rows=1, length=2000)
+    expected = live.logits_of(live.model_of(directories[name]), tokens)
     found = our_logits(load_base(str(directories[name]), mesh=make_mesh()), tokens[None])[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
