@@ -34,7 +34,7 @@ def get_config():
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.buckets = (24, 40, 64)
-    config.train.remat = False
+    config.train.remat = "none"
     config.train.checkpoint_steps = 100
 
     config.merge.tune_lambda = (1.0, 1.5, 2.0, 3.0)

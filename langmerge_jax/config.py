@@ -88,10 +88,17 @@ def default() -> ml_collections.ConfigDict:
     config.train.max_grad_norm = 1.0
     # Sequence lengths a batch is padded to; each one used is compiled once.
     config.train.buckets = (128, 512, 2048, 8196)
-    config.train.remat = True
+    # On the tokens of the "answers", or on "all".
+    config.train.loss = "answers"
+    # What the backward pass computes again: "layer" all but each layer's input, "products" all but
+    # the products with the base's weights, "none" nothing, which is fastest and takes most memory.
+    config.train.remat = "layer"
     # A killed training goes on from its newest checkpoint and does at most so many steps again.
     config.train.checkpoint_steps = 200
     config.train.seed = 0
+    # Epochs, learning rate or warm-up that a single adapter has of its own:
+    # {"ja": {"epochs": 6, "learning_rate": 1e-5}}.
+    config.train.own = ml_collections.ConfigDict()
 
     # For the cost tables; 0 leaves dollars out.
     config.dollars_per_device_hour = 0.0

@@ -22,15 +22,21 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
 
 
 def pad(
-    groups: Sequence[Sequence[Encoded]], length: int, targets: int, rows: int
+    groups: Sequence[Sequence[Encoded]],
+    length: int,
+    targets: int,
+    rows: int,
+    *,
+    whole: bool = False,
 ) -> dict[str, np.ndarray]:
     """Lays rows out as arrays; each group is to use one adapter.
 
     Args:
       groups: g lists of at most `rows` examples; missing rows have weight zero.
       length: s.
-      targets: t, at least the longest answer.
+      targets: t, at least the longest answer; with `whole` at least the longest row less one.
       rows: b.
+      whole: predict the tokens of the prompt too, all but the first.
 
     Returns:
       tokens: int32 [g, b, s], padded at the end with zeros.
@@ -44,11 +50,13 @@ def pad(
     weight = np.zeros((g, rows, targets), np.float32)
     for i, group in enumerate(groups):
         for j, example in enumerate(group):
-            start, count = len(example.prompt), len(example.answer)
-            tokens[i, j, : len(example)] = (*example.prompt, *example.answer)
+            row = (*example.prompt, *example.answer)
+            start = 1 if whole else len(example.prompt)
+            count = len(row) - start
+            tokens[i, j, : len(row)] = row
             # The token at position p is predicted from the hidden state at p - 1.
-            index[i, j, :count] = np.arange(start - 1, start + count - 1)
-            target[i, j, :count] = example.answer
+            index[i, j, :count] = np.arange(start - 1, len(row) - 1)
+            target[i, j, :count] = row[start:]
             weight[i, j, :count] = 1
     return {"tokens": tokens, "target_index": index, "target": target, "weight": weight}
 

@@ -17,10 +17,12 @@ class Encoded:
     Attributes:
       prompt: token ids up to where the answer starts.
       answer: token ids of the answer with the token that ends it.
+      id: of the example, for messages.
     """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    id: str = ""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -92,7 +94,7 @@ class ClassificationTask:
             if len(prompt) > room:
                 prompt = self._cut(tokenizer, example, room)
                 cut += 1
-            encoded.append(Encoded(tuple(prompt), answers[example.label]))
+            encoded.append(Encoded(tuple(prompt), answers[example.label], example.id))
         if cut:
             logger.warning("%d of %d texts cut to %d tokens", cut, len(examples), self.max_length)
         return encoded

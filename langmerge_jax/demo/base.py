@@ -25,9 +25,9 @@ from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import without_adapters
 from langmerge_jax.parallel.mesh import Rules, place
 from langmerge_jax.training.checkpoint import Checkpoints
-from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Program, Step, run_steps
 from langmerge_jax.training.step import learning_rate, token_losses
 from langmerge_jax.training.steplog import StepLog
+from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Program, Step, run_steps
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def build_base(
     params = jax.device_put(params, Rules().sharding(mesh, (), ()))
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    raw = [Encoded((begin,), (*text, end)) for text in ids]
+    raw = [Encoded((begin,), (*text, end), f"text {i}") for i, text in enumerate(ids)]
     labelled = [e for rows in examples.values() for e in task.encode(tokenizer, rows)]
     for what, data, batch_size, epochs, peak in (
         ("pretrain base", raw, settings.batch_size, 1, settings.learning_rate),
@@ -193,7 +193,8 @@ def _step(
     length = bucket(max(map(len, batch)), buckets)
     # Either one word is to be predicted or a whole text: two shapes of targets a length, not many.
     arrays = pad([batch], length, 2 if answers <= 2 else length, rows)
-    return Step(number, ["base"], [rate], length, arrays, {"base": sum(map(len, batch))})
+    tokens, ids = sum(map(len, batch)), [e.id for e in batch]
+    return Step(number, ["base"], [rate], length, arrays, {"base": tokens}, {"base": ids})
 
 
 def _loss(model: Llama, batch: dict[str, jax.Array]) -> jax.Array:

@@ -12,7 +12,7 @@ from langmerge_jax.demo.grammar import GrammarSettings, LexiconSizes
 from langmerge_jax.files import remove_directory
 from langmerge_jax.lifecycle.run import Run
 from langmerge_jax.lifecycle.stages import identity, is_current, making
-from langmerge_jax.training.loop import CHECKPOINTS
+from langmerge_jax.training.steps import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 

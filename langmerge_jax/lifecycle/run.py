@@ -124,5 +124,5 @@ class Run:
             rslora=lora.rslora,
             dropout=lora.dropout,
             targets=targets_of(lora.targets, self.base.config.projections()),
-            **{key: tuple(v) if isinstance(v, tuple) else v for key, v in train.items()},
+            **train.to_dict(),
         )

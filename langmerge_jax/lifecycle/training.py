@@ -11,11 +11,12 @@ from typing import Any
 from langmerge_jax.adapters import load_adapter, save_adapter
 from langmerge_jax.config import to_json
 from langmerge_jax.data.sources import Example
+from langmerge_jax.errors import InputError
 from langmerge_jax.files import read_json, remove_directory, write_json
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.stages import digest_rows, identity, is_current, making
-from langmerge_jax.training.loop import CHECKPOINTS, STEPS
 from langmerge_jax.training.steplog import ledger, read_log
+from langmerge_jax.training.steps import CHECKPOINTS, STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +62,16 @@ def train_targets(run: Run, targets: Mapping[str, Target]) -> None:
     Args:
       targets: {adapter name: what is wanted}.
     """
+    joining = [entry.partition("=")[0] for entry in run.config.updates.plan]
+    names = sorted({*targets, *run.languages, *joining, COMBINED})
+    if unknown := set(run.config.train.own) - set(names):
+        raise InputError(
+            f"train.own.{min(unknown)}: the adapters of this run are {', '.join(names)}"
+        )
     for left in run.workdir.glob("training/**/.*.removed"):
         shutil.rmtree(left)
     base = run.base_identity
-    inputs = {name: _inputs(run, target, base) for name, target in targets.items()}
+    inputs = {name: _inputs(run, name, target, base) for name, target in targets.items()}
     missing = [n for n, target in targets.items() if not is_current(target.directory, inputs[n])]
     done = [name for name in targets if name not in missing]
     if done:
@@ -104,9 +111,11 @@ def _train(
     remove_directory(folder / CHECKPOINTS)
 
 
-def _inputs(run: Run, target: Target, base: str) -> dict[str, Any]:
+def _inputs(run: Run, name: str, target: Target, base: str) -> dict[str, Any]:
     settings = to_json(run.config)
     inputs = {key: settings[key] for key in ("task", "lora", "train")}
+    own = inputs["train"].pop("own")
+    inputs["train"] |= own.get(name, {})
     rows = {"count": len(target.rows), "digest": digest_rows(target.rows)}
     inputs |= {"base": base, "rows": rows}
     return inputs | ({"start": identity(target.start)} if target.start else {})

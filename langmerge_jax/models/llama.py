@@ -28,6 +28,14 @@ _AXES = {
     "down_proj": ("mlp", "embed"),
 }
 
+# What of a layer is kept for the backward pass, which computes the rest again: all of it, nothing
+# but its input, or the products with the weights of the base.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "layer": jax.checkpoint_policies.nothing_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
 # Cosine and sine of each position's angles, [g, b, s, 1, c / 2].
 Rotation = tuple[jax.Array, jax.Array]
 
@@ -161,7 +169,7 @@ class Llama(nnx.Module):
       config: shape and constants.
       lora: the adapters to hold, or None for the bare base.
       dtype: of base weights and computation.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes again, see `REMAT`.
       attention: how it is computed.
       rngs: stream `params`.
     """
@@ -172,7 +180,7 @@ class Llama(nnx.Module):
         lora: LoraSpec | None = None,
         *,
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str = "none",
         attention: Attention = Attention(),  # noqa: B008 (frozen)
         rngs: nnx.Rngs,
     ):
@@ -204,7 +212,7 @@ class Llama(nnx.Module):
           active: the adapters of the groups.
           positions: int32 [g, b, s], or None for 0, 1, 2, ….
           segments: int32 [g, b, s], or None. Positions see their own segment only.
-          tail: see `Tail`, or None.
+          tail: see `Tail`, or None; not together with segments.
 
         Returns:
           [g, b, s, d], in the compute dtype.
@@ -303,7 +311,9 @@ class Llama(nnx.Module):
                 found.append(new)
             return self.norm(x), found
         numbers = jnp.arange(self.config.num_hidden_layers)
-        body = jax.checkpoint(layer) if self.remat else layer
+        body = layer
+        if self.remat != "none":
+            body = jax.checkpoint(layer, policy=REMAT[self.remat])
         x, found = jax.lax.scan(body, x, (numbers, stacked, past))
         return self.norm(x), found
 

@@ -38,7 +38,7 @@ def split_lora(
     spec: LoraSpec | None,
     dtype: jnp.dtype,
     *,
-    remat: bool = False,
+    remat: str = "none",
     attention: Attention = Attention(),  # noqa: B008 (frozen)
 ):
     """Returns (graph, abstract LoRA state) of a Llama that holds adapters of this shape."""

@@ -76,4 +76,9 @@ def place(
         axes = ("groups", "rows", *(None,) * (x.ndim - 2))
         return rules.sharding(mesh, axes, x.shape)
 
+    if jax.process_count() > 1:  # Each hands over its own parts, of what all of them have.
+        return {
+            name: jax.make_array_from_callback(x.shape, where(x), np.asarray(x).__getitem__)
+            for name, x in batch.items()
+        }
     return jax.device_put(dict(batch), {name: where(x) for name, x in batch.items()})

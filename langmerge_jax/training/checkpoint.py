@@ -1,11 +1,16 @@
 """Training state on disk, so that a killed run goes on where it stood."""
 
+import logging
 import pathlib
 from typing import Any
 
 import jax
 
+from langmerge_jax.errors import InputError
+
 PyTree = Any
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -37,17 +42,35 @@ class Checkpoints:
     def restore(self, state: PyTree) -> tuple[int, PyTree]:
         """Returns (steps done, state) of the newest checkpoint; without one (0, `state`).
 
+        One that cannot be read is removed, and the one before it taken.
+
         Args:
           state: what a fresh run starts from; gives structure, types and shardings.
+
+        Raises:
+          InputError: if there are checkpoints, and none can be read.
         """
-        latest = self._manager.latest
-        if latest is None:
-            return 0, state
         leaves, tree = jax.tree.flatten(state)
         abstract = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves]
         wanted = _named(state, abstract)
-        found = self._manager.load(latest.step, wanted)
-        return latest.step, jax.tree.unflatten(tree, [found[name] for name in wanted])
+        there = [checkpoint.step for checkpoint in self._manager.checkpoints]
+        unreadable = []
+        for step in reversed(there):
+            try:
+                found = self._manager.load(step, wanted)
+            except (ValueError, KeyError, OSError) as error:
+                logger.warning("%s: cannot be read: %s", self._directory / str(step), error)
+                unreadable.append(step)
+                continue
+            for broken in unreadable:
+                self._manager.delete(broken)
+            return step, jax.tree.unflatten(tree, [found[name] for name in wanted])
+        if unreadable:
+            raise InputError(
+                f"{self._directory}: none of its checkpoints can be read; remove "
+                f"{self._directory.parent} to start this training over"
+            )
+        return 0, state
 
     def due(self, done: int) -> bool:
         """Returns whether the state after `done` steps is to be saved."""

@@ -1,14 +1,12 @@
 """Trains n adapters in one program over one frozen base."""
 
 import dataclasses
-import itertools
-import logging
 import math
 import pathlib
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,17 +18,19 @@ from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_b
 from langmerge_jax.data.tasks import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
+from langmerge_jax.models.llama import REMAT
 from langmerge_jax.models.lora import Active, LoraSpec
 from langmerge_jax.models.stacking import init_lora, split_lora, stack, unstack
 from langmerge_jax.parallel.mesh import Rules, place
-from langmerge_jax.progress import Progress
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.step import TrainState, learning_rate, make_optimizer, make_step
 from langmerge_jax.training.steplog import StepLog
+from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Program, Step, run_steps
 
-logger = logging.getLogger(__name__)
+LOSSES = ("answers", "all")
 
-STEPS, CHECKPOINTS = "steps.jsonl", "checkpoints"
+# Settings that an adapter may have of its own.
+OWN = ("epochs", "learning_rate", "warmup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,11 @@ class TrainSettings:
       learning_rate: peak; warmup: share of the steps.
       b1, b2, eps, weight_decay, max_grad_norm: AdamW and clipping, an adapter.
       buckets: sequence lengths a batch is padded to.
-      remat: recompute activations in the backward pass.
+      loss: on the tokens of the `answers`, or on `all`, the prompts' too.
+      remat: what is computed again in the backward pass, one of `llama.REMAT`.
       checkpoint_steps: steps that a killed training does again, at most.
       seed: of initial factors and of the order of rows.
+      own: where single adapters differ: {adapter name: {one of `OWN`: value}}.
     """
 
     rank: int
@@ -66,9 +68,26 @@ class TrainSettings:
     weight_decay: float
     max_grad_norm: float
     buckets: tuple[int, ...]
-    remat: bool
+    loss: str
+    remat: str
     checkpoint_steps: int
     seed: int
+    own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, value, known in (("loss", self.loss, LOSSES), ("remat", self.remat, REMAT)):
+            if value not in known:
+                raise InputError(f"train.{name}={value!r}: choose among {', '.join(known)}")
+        for name, settings in self.own.items():
+            if unknown := set(settings) - set(OWN):
+                raise InputError(
+                    f"train.own.{name}.{min(unknown)}: an adapter may have {', '.join(OWN)} of its "
+                    "own"
+                )
+
+    def of(self, name: str) -> "TrainSettings":
+        """Returns the settings of one adapter."""
+        return dataclasses.replace(self, **self.own.get(name, {}), own={})
 
     @property
     def scale(self) -> float:
@@ -103,6 +122,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
         )
+        self._keys = jax.jit(_dropout_keys, out_shardings=self._whole)
         self._programs: dict[int, Program] = {}
 
     def train(
@@ -218,7 +238,7 @@ class Trainer:
             rates[live] = step.rates
             keys = None
             if settings.dropout:
-                keys = jax.device_put(_dropout_keys(seeds[live], step.number), self._whole)
+                keys = self._keys(seeds[live], step.number)
             (state, loss), compiling = program(
                 (step.arrays["tokens"].shape, step.arrays["target"].shape),
                 state,
@@ -252,7 +272,6 @@ class Trainer:
         return self._programs[n]
 
 
-@jax.jit
 def _dropout_keys(seeds: jax.Array, step: int) -> jax.Array:
     """Random keys [g] of adapters with these seeds: what is dropped is the adapter's own affair."""
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
@@ -270,69 +289,21 @@ def _check_same_shape(start: Mapping[str, Adapter], settings: TrainSettings) -> 
                 )
 
 
-class Program:
-    """A function compiled once for each shape of its arguments, which says how long that took.
-
-    Args:
-      function: to be compiled.
-      donate: places of the arguments whose memory it may take over.
-      out_shardings: of what it returns.
-    """
-
-    def __init__(self, function: Callable, *, donate: tuple[int, ...], out_shardings: Any):
-        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-        self._compiled: dict[Hashable, Callable] = {}
-
-    def __call__(self, shape: Hashable, *args: Any) -> tuple[Any, float]:
-        """Returns what the function does, and the seconds spent on compiling it.
-
-        Args:
-          shape: stands for the shapes of all arguments.
-          *args: of the function.
-        """
-        seconds = 0.0
-        if shape not in self._compiled:
-            start = time.monotonic()
-            self._compiled[shape] = self._jitted.lower(*args).compile()
-            seconds = time.monotonic() - start
-        return self._compiled[shape](*args), seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What one step works on.
-
-    Attributes:
-      number: of the step, from 0.
-      names: of the adapters, one a group.
-      rates: their learning rates.
-      length: tokens a row, padding counted.
-      arrays: of `data.batching.pad`.
-      tokens: {adapter: real tokens}.
-    """
-
-    number: int
-    names: list[str]
-    rates: list[float]
-    length: int
-    arrays: dict[str, np.ndarray]
-    tokens: dict[str, int]
-
-
 def steps_of(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> dict[str, int]:
     """Returns how many steps each adapter is trained, in the order of the names."""
     return {
-        name: steps_per_epoch(len(data[name]), settings.batch_size) * settings.epochs
+        name: steps_per_epoch(len(data[name]), settings.batch_size) * settings.of(name).epochs
         for name in sorted(data)
     }
 
 
 def adapter_steps(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> Iterator[Step]:
     """Yields the steps that train one adapter for each entry of `data` side by side."""
-    rows, answers = settings.batch_size, max(len(e.answer) for d in data.values() for e in d)
-    total = steps_of(data, settings)
+    rows, whole = settings.batch_size, settings.loss == "all"
+    answers = max(len(e.answer) for d in data.values() for e in d)
+    total, of = steps_of(data, settings), {name: settings.of(name) for name in data}
     streams = {
-        n: training_batches(data[n], rows=rows, epochs=settings.epochs, seed=settings.seed, name=n)
+        n: training_batches(data[n], rows=rows, epochs=of[n].epochs, seed=settings.seed, name=n)
         for n in total
     }
     for number in range(max(total.values())):
@@ -343,111 +314,11 @@ def adapter_steps(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings
             number,
             live,
             [
-                learning_rate(number, total[n], peak=settings.learning_rate, warmup=settings.warmup)
+                learning_rate(number, total[n], peak=of[n].learning_rate, warmup=of[n].warmup)
                 for n in live
             ],
             length,
-            pad(groups, length, answers, rows),
+            pad(groups, length, length if whole else answers, rows, whole=whole),
             {n: sum(map(len, group)) for n, group in zip(live, groups, strict=True)},
+            {n: [e.id for e in group] for n, group in zip(live, groups, strict=True)},
         )
-
-
-def run_steps(
-    what: str,
-    state: Any,
-    steps: Iterator[Step],
-    total: int,
-    advance: Callable[[Any, Step], tuple[Any, jax.Array, float]],
-    *,
-    log: StepLog,
-    checkpoints: Checkpoints,
-    load_seconds: float = 0.0,
-) -> Any:
-    """Takes all steps of a training, from its newest checkpoint if it has one.
-
-    Args:
-      what: a few words for the progress display.
-      state: what a fresh training starts from.
-      steps: all of them, from the first.
-      total: how many.
-      advance: (state, step) -> (state, loss [g], seconds spent on compiling).
-      log: receives a line a step.
-      checkpoints: where the state is kept meanwhile; removed at the end by the caller, once the
-        result is safe.
-      load_seconds: what was spent on loading before, for the log.
-
-    Returns:
-      The last state.
-
-    Raises:
-      FloatingPointError: if a loss is not finite.
-    """
-    done, state = checkpoints.restore(state)
-    devices = jax.tree.leaves(state)[0].sharding.device_set
-    log.write(
-        "start",
-        seconds=load_seconds,
-        step=done,
-        device=next(iter(devices)).device_kind,
-        devices=len(devices),
-    )
-    if done:
-        logger.info("%s: goes on after step %d of %d", what, done, total)
-    clock = _Clock()
-    with Progress(what, total, "step", done) as progress:
-        pending = None
-        for number, step in enumerate(itertools.islice(steps, done, None), done):
-            state, loss, compiling = advance(state, step)
-            if compiling:
-                clock.leave_out(compiling)
-                log.write("compile", seconds=compiling, length=step.length, groups=len(step.names))
-            # One step behind, so that reading the loss does not hold the device up.
-            if pending:
-                progress.update(loss=_record(log, clock, *pending))
-            pending = (number, step, loss)
-            # Also at the end: what is made of the state may take long, or be killed.
-            if checkpoints.due(number + 1) or number + 1 == total:
-                progress.update(loss=_record(log, clock, *pending))
-                pending = None
-                start = time.monotonic()
-                checkpoints.save(number + 1, state)
-                clock.leave_out(seconds := time.monotonic() - start)
-                log.write("checkpoint", seconds=seconds, step=number + 1)
-    checkpoints.close()
-    return state
-
-
-class _Clock:
-    """Seconds between one step and the next, less what was left out."""
-
-    def __init__(self):
-        self._last, self._out = time.monotonic(), 0.0
-
-    def leave_out(self, seconds: float) -> None:
-        self._out += seconds
-
-    def lap(self) -> float:
-        now = time.monotonic()
-        seconds = now - self._last - self._out
-        self._last, self._out = now, 0.0
-        return seconds
-
-
-def _record(log: StepLog, clock: _Clock, number: int, step: Step, loss: jax.Array) -> float:
-    """Writes one line of the step log and returns the mean loss."""
-    values = np.asarray(loss).tolist()
-    for name, value in zip(step.names, values, strict=True):
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss of adapter {name!r} is {value} at step {number}; "
-                "lower the learning rate or look at its rows"
-            )
-    log.write(
-        "step",
-        step=number,
-        seconds=clock.lap(),
-        loss=dict(zip(step.names, values, strict=True)),
-        tokens=step.tokens,
-        slots=step.arrays["tokens"].size,
-    )
-    return sum(values) / len(values)

@@ -12,6 +12,9 @@ from langmerge_jax.models.llama import Llama
 
 PyTree = Any
 
+# Logits that exist at once; 512 MB in float32.
+_LOGITS = 2**27
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
@@ -47,19 +50,38 @@ def learning_rate(step: int, total: int, *, peak: float, warmup: float) -> float
     return peak * min((step + 1) / ramp, (total - step) / max(1, total - ramp))
 
 
-def token_losses(model: Llama, hidden: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+def token_losses(
+    model: Llama, hidden: jax.Array, batch: dict[str, jax.Array], *, most: int = _LOGITS
+) -> jax.Array:
     """Cross-entropy of the batch's targets, float32 [g, b, t], zero where the weight is.
 
-    Only the hidden states that predict a target go through the head, so logits exist for answer
-    tokens alone.
+    Only the hidden states that predict a target go through the head. Where these are many, it is
+    some positions after the other, whose logits the backward pass computes again.
 
     Args:
       hidden: [g, b, s, d].
       batch: arrays of `data.batching.pad`.
+      most: logits that may exist at once, over all devices.
     """
     wanted = jnp.take_along_axis(hidden, batch["target_index"][..., None], axis=2)
-    losses = optax.softmax_cross_entropy_with_integer_labels(model.logits(wanted), batch["target"])
-    return losses * batch["weight"]
+
+    def losses(some: tuple[jax.Array, jax.Array]) -> jax.Array:
+        wanted, target = some
+        return optax.softmax_cross_entropy_with_integer_labels(model.logits(wanted), target)
+
+    g, b, t = batch["target"].shape
+    size = max(1, most // (g * b * model.config.vocab_size))
+    if size >= t:
+        return losses((wanted, batch["target"])) * batch["weight"]
+    count = -(-t // size)
+
+    def chunks(x: jax.Array) -> jax.Array:  # [g, b, t, ...] to [count, g, b, size, ...].
+        padding = ((0, 0), (0, 0), (0, count * size - t), *((0, 0),) * (x.ndim - 3))
+        x = jnp.pad(x, padding).reshape(g, b, count, size, *x.shape[3:])
+        return jnp.moveaxis(x, 2, 0)
+
+    found = jax.lax.map(jax.checkpoint(losses), (chunks(wanted), chunks(batch["target"])))
+    return jnp.moveaxis(found, 0, 2).reshape(g, b, -1)[:, :, :t] * batch["weight"]
 
 
 def make_step(graph: nnx.GraphDef, tx: optax.GradientTransformation):

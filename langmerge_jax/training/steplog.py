@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
+
 
 class StepLog:
     """Appends to the record of one training run, over all attempts to finish it.
@@ -19,14 +21,18 @@ class StepLog:
                   device worked on, padding counted
       end         seconds from start to end
 
+    Of several processes that train together, the first alone writes.
+
     Args:
       path: of the file; lines that are there stay, but for one that was cut off.
     """
 
     def __init__(self, path: pathlib.Path):
-        earlier = read_log(path) if path.exists() else []
+        if jax.process_index() > 0:
+            path = pathlib.Path(os.devnull)
+        earlier = read_log(path) if path.is_file() else []
         self.attempt = sum(line["event"] == "start" for line in earlier)
-        if path.exists():
+        if path.is_file():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         self._file = path.open("a", encoding="utf-8", buffering=1)
         self._start = time.monotonic()

@@ -17,8 +17,9 @@ from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.decoding import Decoder
 from langmerge_jax.models.stacking import spec_of, stack
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import STEPS, Trainer
+from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.steplog import read_log
+from langmerge_jax.training.steps import STEPS
 from tests.doors import run_door
 from tests.models.test_llama_parity import our_logits
 from tests.training.test_train_step import SETTINGS

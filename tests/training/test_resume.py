@@ -1,6 +1,8 @@
 """A killed training goes on where it stood and ends as if it had not been killed."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import loop
+from langmerge_jax.training import loop, steps
 from langmerge_jax.training.checkpoint import Checkpoints
-from langmerge_jax.training.loop import CHECKPOINTS, STEPS, Trainer
+from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.steplog import StepLog, ledger, read_log
+from langmerge_jax.training.steps import CHECKPOINTS, STEPS
 from tests.training.test_train_step import SETTINGS as PLAIN
 from tests.training.test_train_step import rows
 
@@ -40,7 +43,7 @@ def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_
     data = {"en": rows(tiny_config, 8, seed=1), "ja": rows(tiny_config, 16, seed=2)}
     whole = trainer.train(data, tmp_path / "whole")
 
-    record, seen = loop._record, []
+    record, seen = steps._record, []
 
     def killing(*args):
         if len(seen) == when:
@@ -54,13 +57,13 @@ def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_
         opened.append(Checkpoints(*args))
         return opened[-1]
 
-    monkeypatch.setattr(loop, "_record", killing)
+    monkeypatch.setattr(steps, "_record", killing)
     monkeypatch.setattr(loop, "Checkpoints", opening)
     with pytest.raises(Killed):
         trainer.train(data, tmp_path / "cut")
     # Unlike a killed process, this one still writes.
     opened[0].close()
-    monkeypatch.setattr(loop, "_record", record)
+    monkeypatch.setattr(steps, "_record", record)
     found = trainer.train(data, tmp_path / "cut")
     for name, adapter in whole.items():
         for module, factors in adapter.modules.items():
@@ -101,6 +104,69 @@ def test_checkpoints_hold_what_was_saved_and_the_newest_two_stay(tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x + 3, y), state, found)
     names = sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir())
     assert names == ["2", "3"]
+
+
+def damage(directory, how):
+    """Cuts all data files of a checkpoint in half, or takes them away."""
+    files = [path for path in directory.rglob("*") if path.is_file() and path.stat().st_size > 200]
+    assert files
+    for path in files:
+        if how == "cut":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(how, tmp_path, caplog):
+    folder = tmp_path / CHECKPOINTS
+    state = {"a": jax.random.normal(jax.random.key(0), (100, 7)), "b": jax.numpy.zeros(3)}
+    checkpoints = Checkpoints(folder, every=1)
+    for done in (1, 2):
+        checkpoints.save(done, jax.tree.map(lambda x, by=done: x + by, state))
+    checkpoints.close()
+    damage(folder / "2", how)
+    checkpoints = Checkpoints(folder, every=1)
+    done, found = checkpoints.restore(state)
+    assert done == 1
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x + 1, y), state, found)
+    assert f"{folder / '2'}: cannot be read" in caplog.text
+    # The step is taken again, and saved again.
+    checkpoints.save(2, state)
+    checkpoints.close()
+    assert Checkpoints(folder, every=1).restore(state)[0] == 2
+
+    damage(folder / "1", how)
+    damage(folder / "2", how)
+    with pytest.raises(InputError, match=r"none of its checkpoints can be read; remove .* over"):
+        Checkpoints(folder, every=1).restore(state)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_sigterm_ends_a_training_with_its_state_saved(trainer, tiny_config, tmp_path, monkeypatch):
+    data = {"en": rows(tiny_config, 20, seed=1)}
+    whole = trainer.train(data, tmp_path / "whole")["en"]
+    record, seen = steps._record, []
+
+    def terminating(*args):
+        seen.append(args)
+        if len(seen) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record(*args)
+
+    monkeypatch.setattr(steps, "_record", terminating)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        trainer.train(data, tmp_path / "cut")
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(steps, "_record", record)
+    found = trainer.train(data, tmp_path / "cut")["en"]
+    for module, factors in whole.modules.items():
+        np.testing.assert_array_equal(found.modules[module].a, factors.a)
+        np.testing.assert_array_equal(found.modules[module].b, factors.b)
+    cost = ledger(read_log(tmp_path / "cut" / STEPS), 0)
+    assert (cost["attempts"], cost["steps"], cost["repeated_steps"]) == (2, 10, 0)
 
 
 def test_training_goes_on_from_an_adapter(base, trainer, tiny_config, tmp_path):

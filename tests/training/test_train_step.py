@@ -1,8 +1,10 @@
 """Training gives what PEFT and torch give, and each adapter what it would get alone."""
 
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -10,13 +12,16 @@ from flax import nnx
 from langmerge_jax.adapters import save_adapter
 from langmerge_jax.data.batching import pad, training_batches
 from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import load_base
+from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import LoraSpec
 from langmerge_jax.models.stacking import init_lora
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import STEPS, Trainer, TrainSettings, adapter_seed
-from langmerge_jax.training.step import learning_rate
+from langmerge_jax.training.loop import Trainer, TrainSettings, adapter_seed
+from langmerge_jax.training.step import learning_rate, token_losses
 from langmerge_jax.training.steplog import read_log
+from langmerge_jax.training.steps import STEPS
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SETTINGS = TrainSettings(
@@ -35,7 +40,8 @@ SETTINGS = TrainSettings(
     weight_decay=0.1,
     max_grad_norm=0.5,
     buckets=(16, 32),
-    remat=False,
+    loss="answers",
+    remat="none",
     checkpoint_steps=2,
     seed=3,
 )
@@ -56,8 +62,11 @@ def assert_same(found, expected, atol):
         np.testing.assert_allclose(found.modules[module].b, factors.b, atol=atol, err_msg=module)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_training_equals_torch_and_peft(remat, tiny_config, make_base, tmp_path):
+@pytest.mark.parametrize(
+    ("loss", "remat"),
+    [("answers", "none"), ("answers", "layer"), ("answers", "products"), ("all", "layer")],
+)
+def test_training_equals_torch_and_peft(loss, remat, tiny_config, make_base, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `dev`)")
     peft = pytest.importorskip("peft", reason="peft is not installed (extra `dev`)")
     import transformers
@@ -67,7 +76,7 @@ def test_training_equals_torch_and_peft(remat, tiny_config, make_base, tmp_path)
     data = rows(tiny_config, 10, seed=0)
     fresh = dataclasses.replace(SETTINGS, learning_rate=0.0, weight_decay=0.0, epochs=1)
     start = Trainer(base, fresh).train({"en": data}, tmp_path / "none")["en"]
-    settings = dataclasses.replace(SETTINGS, remat=remat)
+    settings = dataclasses.replace(SETTINGS, loss=loss, remat=remat)
     found = Trainer(base, settings).train({"en": data}, tmp_path / "log")["en"]
 
     save_adapter(tmp_path / "start", start)
@@ -81,10 +90,10 @@ def test_training_equals_torch_and_peft(remat, tiny_config, make_base, tmp_path)
         total, count = 0.0, 0
         for example in group:
             ids = torch.tensor([[*example.prompt, *example.answer]])
-            labels = ids.clone()
-            labels[:, : len(example.prompt)] = -100
-            loss = model(ids, labels=labels).loss
-            total, count = total + loss * len(example.answer), count + len(example.answer)
+            labels, first = ids.clone(), 1 if loss == "all" else len(example.prompt)
+            labels[:, :first] = -100
+            mean = model(ids, labels=labels).loss
+            total, count = total + mean * (len(example) - first), count + len(example) - first
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.5)
         for options in optimizer.param_groups:
@@ -111,10 +120,14 @@ def test_adapters_trained_together_equal_each_trained_alone(tiny_config, make_ba
             "ja": rows(tiny_config, 16, seed=2),
             "de": rows(tiny_config, 9, seed=3),
         }
-        together = Trainer(base, SETTINGS).train(data, tmp_path / "log")
-        for name, own in data.items():
-            alone = Trainer(base, SETTINGS).train({name: own}, tmp_path / name)[name]
-            assert_same(together[name], alone, atol=1e-6)
+        # And one has epochs and a learning rate of its own.
+        own = {"de": {"epochs": 1, "learning_rate": 3e-2, "warmup": 0.5}}
+        settings = dataclasses.replace(SETTINGS, own=own)
+        together = Trainer(base, settings).train(data, tmp_path / "log")
+        for name, its in data.items():
+            settings = dataclasses.replace(SETTINGS, **own.get(name, {}))
+            alone = Trainer(base, settings).train({name: its}, tmp_path / name)[name]
+            assert_same(together[name], alone, atol=1e-9)
 
 
 def test_the_step_log_names_loss_and_tokens_of_every_live_adapter(tiny_config, make_base, tmp_path):
@@ -127,12 +140,84 @@ def test_the_step_log_names_loss_and_tokens_of_every_live_adapter(tiny_config, m
     assert seen == SETTINGS.epochs * sum(map(len, data["ja"]))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, make_base, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(
+    tiny_config, make_base, tmp_path
+):
     base = load_base(str(make_base(tiny_config)), mesh=make_mesh())
-    data = {"en": rows(tiny_config, 16, seed=1)}
+    drawn = rows(tiny_config, 16, seed=1)
+    data = {"en": [dataclasses.replace(x, id=f"en-{i}") for i, x in enumerate(drawn)]}
     wild = dataclasses.replace(SETTINGS, learning_rate=1e30, max_grad_norm=1e30)
-    with pytest.raises(FloatingPointError, match="adapter 'en' is nan at step"):
+    with pytest.raises(FloatingPointError, match="adapter 'en' is nan at step") as error:
         Trainer(base, wild).train(data, tmp_path / "log")
+    number = int(re.search(r"at step (\d+)", str(error.value))[1])
+    batches = list(training_batches(data["en"], rows=4, epochs=2, seed=3, name="en"))
+    assert f"on rows {', '.join(x.id for x in batches[number])};" in str(error.value)
+
+
+def test_what_an_adapter_may_not_have_of_its_own_is_refused():
+    with pytest.raises(InputError, match=r"train\.own\.de\.rank: an adapter may have epochs, l"):
+        dataclasses.replace(SETTINGS, own={"de": {"epochs": 1, "rank": 8}})
+
+
+@pytest.mark.parametrize("setting", [{"loss": "prompts"}, {"remat": "dots"}])
+def test_unknown_words_of_the_settings_are_refused(setting):
+    (name, value) = next(iter(setting.items()))
+    with pytest.raises(InputError, match=f"train.{name}='{value}': choose among "):
+        dataclasses.replace(SETTINGS, **setting)
+
+
+@pytest.fixture(scope="module")
+def head_and_batch(tiny_config):
+    """A model with a wide head, hidden states, and targets of a batch of two groups."""
+    config = dataclasses.replace(tiny_config, vocab_size=1003)
+    model = Llama(config, rngs=nnx.Rngs(params=0))
+    hidden = jax.random.normal(jax.random.key(0), (2, 3, 20, config.hidden_size))
+    rng = np.random.default_rng(0)
+    groups = [
+        [Encoded(tuple(rng.integers(0, 1003, n).tolist()), (7, 8)) for n in some]
+        for some in ((3, 18, 9), (1, 12))
+    ]
+    return model, hidden, pad(groups, 20, 19, 3, whole=True)
+
+
+@pytest.mark.parametrize("most", [1, 6 * 1003 * 5, 6 * 1003 * 18])
+def test_a_loss_by_chunks_is_the_loss(most, head_and_batch):
+    model, hidden, batch = head_and_batch
+    graph, params = nnx.split(model)
+
+    def loss(params, hidden, most):
+        losses = token_losses(nnx.merge(graph, params), hidden, batch, most=most)
+        return (losses * jnp.arange(19)).sum(), losses
+
+    def both(most):
+        gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+        return jax.jit(gradient, static_argnums=2)(params, hidden, most)
+
+    chunked, whole = both(most), both(6 * 1003 * 19)
+    assert not np.array_equal(np.asarray(whole[1]), np.zeros((2, 3, 19)))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-4), chunked, whole
+    )
+
+
+def test_no_array_of_all_logits_exists(tiny_config):
+    """8,192 tokens of a vocabulary of 128,256 would have 4.2 GB of logits in float32."""
+    config = dataclasses.replace(tiny_config, vocab_size=128_256)
+    model = nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(params=0)))
+    graph, params = nnx.split(model)
+    shape = (1, 8, 1024)
+    batch = {
+        "target_index": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "target": jax.ShapeDtypeStruct(shape, jnp.int32),
+        "weight": jax.ShapeDtypeStruct(shape, jnp.float32),
+    }
+
+    def loss(hidden, params, batch):
+        return token_losses(nnx.merge(graph, params), hidden, batch).sum()
+
+    hidden = jax.ShapeDtypeStruct((*shape, config.hidden_size), jnp.float32)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(hidden, params, batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**31
 
 
 def test_fresh_adapters_start_as_peft_starts_them(tiny_config):
