@@ -61,29 +61,6 @@ def pad(
     return {"tokens": tokens, "target_index": index, "target": target, "weight": weight}
 
 
-def pad_prompts(
-    prompts: Sequence[Sequence[int]], numbers: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lays prompts out as rows.
-
-    Args:
-      prompts: token ids.
-      numbers: [g, b], which of them each row holds; -1 for none.
-      length: s, at least the longest of these.
-
-    Returns:
-      Tokens int32 [g, b, s], padded at the end with zeros, and lengths int32 [g, b]. A row of none
-      has one token.
-    """
-    tokens = np.zeros((*numbers.shape, length), np.int32)
-    lengths = np.ones(numbers.shape, np.int32)
-    for row in zip(*np.nonzero(numbers >= 0), strict=True):
-        prompt = prompts[numbers[row]]
-        tokens[row][: len(prompt)] = prompt
-        lengths[row] = len(prompt)
-    return tokens, lengths
-
-
 def steps_per_epoch(count: int, rows: int) -> int:
     """Returns how many batches of `rows` an epoch of `count` examples has, the last maybe short."""
     return -(-count // rows)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from langmerge_jax.data.batching import bucket, pad_prompts
+from langmerge_jax.data.batching import bucket
 from langmerge_jax.models.checkpoint import Base
+from langmerge_jax.models.decoding import pad_prompts
 from langmerge_jax.models.llama import Llama, Tail
 from langmerge_jax.models.lora import Active, LoraSpec
 from langmerge_jax.models.stacking import split_lora

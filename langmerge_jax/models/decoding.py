@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from langmerge_jax.data.batching import pad_prompts
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.attention import Past
 from langmerge_jax.models.checkpoint import Base
@@ -282,6 +281,29 @@ class Decoder:
             "keys": _keys(np.uint32(sampling.seed), np.maximum(batch, 0)),
         }
         return place(arrays, self._base.mesh, Rules())
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], numbers: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lays prompts out as rows.
+
+    Args:
+      prompts: token ids.
+      numbers: [g, b], which of them each row holds; -1 for none.
+      length: s, at least the longest of these.
+
+    Returns:
+      Tokens int32 [g, b, s], padded at the end with zeros, and lengths int32 [g, b]. A row of none
+      has one token.
+    """
+    tokens = np.zeros((*numbers.shape, length), np.int32)
+    lengths = np.ones(numbers.shape, np.int32)
+    for row in zip(*np.nonzero(numbers >= 0), strict=True):
+        prompt = prompts[numbers[row]]
+        tokens[row][: len(prompt)] = prompt
+        lengths[row] = len(prompt)
+    return tokens, lengths
 
 
 @jax.jit
