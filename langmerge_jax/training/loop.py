@@ -156,7 +156,7 @@ class Trainer:
         state = self._fresh(names, start)
         advance = self._advance(names, state)
         folder.mkdir(parents=True, exist_ok=True)
-        with StepLog(folder / STEPS) as log:
+        with StepLog(folder / STEPS, writes=jax.process_index() == 0) as log:
             state = run_steps(
                 f"train {', '.join(names)}",
                 state,

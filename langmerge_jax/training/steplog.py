@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
-
 
 class StepLog:
     """Appends to the record of one training run, over all attempts to finish it.
@@ -21,14 +19,13 @@ class StepLog:
                   device worked on, padding counted
       end         seconds from start to end
 
-    Of several processes that train together, the first alone writes.
-
     Args:
       path: of the file; lines that are there stay, but for one that was cut off.
+      writes: whether lines are kept; of several processes that train together one writes.
     """
 
-    def __init__(self, path: pathlib.Path):
-        if jax.process_index() > 0:
+    def __init__(self, path: pathlib.Path, *, writes: bool = True):
+        if not writes:
             path = pathlib.Path(os.devnull)
         earlier = read_log(path) if path.is_file() else []
         self.attempt = sum(line["event"] == "start" for line in earlier)
