@@ -82,6 +82,28 @@ def test_own_rows_and_base_train_an_adapter_in_peft_format(project):
     assert load_adapter(workdir / "adapters" / "en").base == str(base)
 
 
+def test_an_adapter_has_epochs_of_its_own(project, tmp_path):
+    _, _, flags, workdir = project
+
+    def with_own(own):
+        path = tmp_path / "own.py"
+        lines = ["from tests import tiny", "", "", "def get_config():"]
+        lines += ["    config = tiny.get_config()", f"    config.train.own = {own}"]
+        path.write_text("\n".join([*lines, "    return config", ""]))
+        return [f"--config={path}", *flags[1:]]
+
+    line = refused_line("train", *with_own({"eng": {"epochs": 2}}))
+    assert "train.own.eng: the adapters of this run are combined, en, es" in line
+    shutil.rmtree(workdir)
+    line = refused_line("train", *with_own({"en": {"rank": 2}}))
+    assert "train.own.en.rank: an adapter may have epochs, learning_rate, warmup" in line
+    shutil.rmtree(workdir)
+    result = run_door("train", *with_own({"en": {"epochs": 3}}))
+    assert result.returncode == 0, result.stderr
+    (ledger,) = workdir.glob("training/en-*/ledger.json")
+    assert json.loads(ledger.read_text())["steps"] == 3
+
+
 def test_bad_rows_are_named(project):
     _, folder, flags, workdir = project
     path = folder / "train.jsonl"

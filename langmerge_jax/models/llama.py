@@ -31,7 +31,7 @@ _AXES = {
 # What of a layer is kept for the backward pass, which computes the rest again: all of it, nothing
 # but its input, or the products with the weights of the base.
 REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
+    "none": None,
     "layer": jax.checkpoint_policies.nothing_saveable,
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
@@ -311,9 +311,8 @@ class Llama(nnx.Module):
                 found.append(new)
             return self.norm(x), found
         numbers = jnp.arange(self.config.num_hidden_layers)
-        body = layer
-        if self.remat != "none":
-            body = jax.checkpoint(layer, policy=REMAT[self.remat])
+        policy = REMAT[self.remat]
+        body = jax.checkpoint(layer, policy=policy) if policy else layer
         x, found = jax.lax.scan(body, x, (numbers, stacked, past))
         return self.norm(x), found
 

@@ -122,9 +122,13 @@ def test_two_processes_of_two_devices_give_what_one_device_gives(directory, expe
         start(TWO_PROCESSES, directory, str(tmp_path), address, str(number), devices=2)
         for number in range(2)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors[-2000:]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=600)
+            assert process.returncode == 0, errors[-2000:]
+    finally:  # One alone would wait for the other.
+        for process in processes:
+            process.kill()
     for number in range(2):
         assert_same(np.load(tmp_path / f"found{number}.npz"), expected)
     # One of them writes the log.

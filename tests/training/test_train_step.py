@@ -159,11 +159,10 @@ def test_what_an_adapter_may_not_have_of_its_own_is_refused():
         dataclasses.replace(SETTINGS, own={"de": {"epochs": 1, "rank": 8}})
 
 
-@pytest.mark.parametrize("setting", [{"loss": "prompts"}, {"remat": "dots"}])
-def test_unknown_words_of_the_settings_are_refused(setting):
-    (name, value) = next(iter(setting.items()))
+@pytest.mark.parametrize(("name", "value"), [("loss", "prompts"), ("remat", "dots")])
+def test_unknown_words_of_the_settings_are_refused(name, value):
     with pytest.raises(InputError, match=f"train.{name}='{value}': choose among "):
-        dataclasses.replace(SETTINGS, **setting)
+        dataclasses.replace(SETTINGS, **{name: value})
 
 
 @pytest.fixture(scope="module")
