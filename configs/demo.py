@@ -30,7 +30,9 @@ def get_config():
 
     config.lora.rank = 8
     config.lora.alpha = 16.0
+    # One epoch: there is no best one to choose.
     config.train.epochs = 1
+    config.train.keep = "last"
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.buckets = (24, 40, 64)

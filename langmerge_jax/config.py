@@ -6,6 +6,7 @@ the placeholder `{workdir}`.
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -25,6 +26,8 @@ _FREE = (
     *("combined", "merge", "evaluate", "updates", "dollars_per_device_hour"),
     *("attention", "cpu_devices", "adapters_at_once", "mesh"),
 )
+# Of these, what changes an adapter by no more than rounding.
+_FREE_OF_TRAIN = ("remat", "accumulation", "checkpoint_steps")
 
 
 def default() -> ml_collections.ConfigDict:
@@ -86,13 +89,21 @@ def default() -> ml_collections.ConfigDict:
     config.train.eps = 1e-8
     config.train.weight_decay = 0.0
     config.train.max_grad_norm = 1.0
-    # Sequence lengths a batch is padded to; each one used is compiled once.
+    # Sequence lengths a batch is padded to, four at most; each one used is compiled once.
     config.train.buckets = (128, 512, 2048, 8196)
+    # Lay several examples of a batch out in one row of the longest bucket, kept apart by segments:
+    # less padding where lengths differ much. Not with cuDNN's attention.
+    config.train.packing = False
     # On the tokens of the "answers", or on "all".
     config.train.loss = "answers"
     # What the backward pass computes again: "layer" all but each layer's input, "products" all but
     # the products with the base's weights, "none" nothing, which is fastest and takes most memory.
     config.train.remat = "layer"
+    # Parts, at least, that the batch of a step is cut into, whose gradients are added up; 0 takes
+    # as few as fit the memory.
+    config.train.accumulation = 0
+    # Validate after each epoch and keep the factors that did "best" there, or take the "last".
+    config.train.keep = "best"
     # A killed training goes on from its newest checkpoint and does at most so many steps again.
     config.train.checkpoint_steps = 200
     config.train.seed = 0
@@ -164,8 +175,7 @@ def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); is {workdir} a workdir?") from error
-        kept = ({k: v for k, v in some.items() if k not in _FREE} for some in (found, wanted))
-        different = _first_difference(*kept)
+        different = _first_difference(_decisive(found), _decisive(wanted))
         if different:
             key, old, new = different
             raise InputError(
@@ -179,6 +189,17 @@ def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
     except OSError as error:
         raise InputError(f"workdir {workdir}: {error.strerror}; choose another") from error
     write_json(path, wanted)
+
+
+def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that decide what the adapters are."""
+    kept = {key: value for key, value in settings.items() if key not in _FREE}
+    return kept | {"train": decisive_of_train(kept.get("train", {}))}
+
+
+def decisive_of_train(train: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of the section `train` that decide what the adapters are."""
+    return {key: value for key, value in train.items() if key not in _FREE_OF_TRAIN}
 
 
 def _first_difference(found: Any, wanted: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -21,44 +21,77 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
     raise InputError(f"{length} tokens fit no length bucket of {tuple(buckets)}; add a longer one")
 
 
+def pack(examples: Sequence[Encoded], length: int) -> list[list[Encoded]]:
+    """Shares examples out to rows of `length` tokens: the longest first, each to the first row
+    that has room for it.
+
+    Args:
+      examples: each of at most `length` tokens.
+
+    References: Johnson 1973 (first-fit decreasing).
+    """
+    rows: list[list[Encoded]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=len, reverse=True):
+        first = next((i for i, free in enumerate(room) if len(example) <= free), len(rows))
+        if first == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[first].append(example)
+        room[first] -= len(example)
+    return rows
+
+
 def pad(
-    groups: Sequence[Sequence[Encoded]],
+    groups: Sequence[Sequence[Sequence[Encoded]]],
     length: int,
     targets: int,
     rows: int,
     *,
     whole: bool = False,
+    packed: bool = False,
 ) -> dict[str, np.ndarray]:
     """Lays rows out as arrays; each group is to use one adapter.
 
     Args:
-      groups: g lists of at most `rows` examples; missing rows have weight zero.
+      groups: g lists of at most `rows` rows, each of one example, or with `packed` of several;
+        missing rows have weight zero.
       length: s.
-      targets: t, at least the longest answer; with `whole` at least the longest row less one.
+      targets: t, at least the tokens to predict in any row.
       rows: b.
-      whole: predict the tokens of the prompt too, all but the first.
+      whole: predict the tokens of the prompts too, all but the first.
+      packed: tell what keeps the examples of a row apart.
 
     Returns:
       tokens: int32 [g, b, s], padded at the end with zeros.
       target_index: int32 [g, b, t], positions whose next token is to be predicted.
       target: int32 [g, b, t], those next tokens.
       weight: float32 [g, b, t], 1 for a real target and 0 for padding.
+      segments: with `packed`, int32 [g, b, s], the number of the example in its row from 1; 0 is
+        padding.
+      positions: with `packed`, int32 [g, b, s], places within the example.
     """
     g = len(groups)
-    tokens = np.zeros((g, rows, length), np.int32)
+    tokens, segments, positions = np.zeros((3, g, rows, length), np.int32)
     index, target = np.zeros((2, g, rows, targets), np.int32)
     weight = np.zeros((g, rows, targets), np.float32)
     for i, group in enumerate(groups):
-        for j, example in enumerate(group):
-            row = (*example.prompt, *example.answer)
-            start = 1 if whole else len(example.prompt)
-            count = len(row) - start
-            tokens[i, j, : len(row)] = row
-            # The token at position p is predicted from the hidden state at p - 1.
-            index[i, j, :count] = np.arange(start - 1, len(row) - 1)
-            target[i, j, :count] = row[start:]
-            weight[i, j, :count] = 1
-    return {"tokens": tokens, "target_index": index, "target": target, "weight": weight}
+        for j, row in enumerate(group):
+            at, done = 0, 0  # Tokens and targets so far.
+            for number, example in enumerate(row, 1):
+                ids = (*example.prompt, *example.answer)
+                start = 1 if whole else len(example.prompt)
+                end, count = at + len(ids), len(ids) - start
+                tokens[i, j, at:end] = ids
+                segments[i, j, at:end] = number
+                positions[i, j, at:end] = np.arange(len(ids))
+                # The token at position p is predicted from the hidden state at p - 1.
+                index[i, j, done : done + count] = np.arange(at + start - 1, end - 1)
+                target[i, j, done : done + count] = ids[start:]
+                weight[i, j, done : done + count] = 1
+                at, done = end, done + count
+    found = {"tokens": tokens, "target_index": index, "target": target, "weight": weight}
+    return found | ({"segments": segments, "positions": positions} if packed else {})
 
 
 def steps_per_epoch(count: int, rows: int) -> int:

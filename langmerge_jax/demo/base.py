@@ -25,9 +25,10 @@ from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import without_adapters
 from langmerge_jax.parallel.mesh import Rules, place
 from langmerge_jax.training.checkpoint import Checkpoints
+from langmerge_jax.training.programs import Program
 from langmerge_jax.training.step import learning_rate, token_losses
 from langmerge_jax.training.steplog import StepLog
-from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Program, Step, run_steps
+from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Step, run_steps
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +193,7 @@ def _step(
     answers = max(len(e.answer) for e in batch)
     length = bucket(max(map(len, batch)), buckets)
     # Either one word is to be predicted or a whole text: two shapes of targets a length, not many.
-    arrays = pad([batch], length, 2 if answers <= 2 else length, rows)
+    arrays = pad([[[e] for e in batch]], length, 2 if answers <= 2 else length, rows)
     tokens, ids = sum(map(len, batch)), [e.id for e in batch]
     return Step(number, ["base"], [rate], length, arrays, {"base": tokens}, {"base": ids})
 
@@ -234,7 +235,9 @@ def _fit(
     def advance(state, work: Step):
         rate = jax.device_put(np.float32(work.rates[0]), whole)
         shape = (work.length, work.arrays["target"].shape[2])
-        (state, loss), compiling = program(shape, state, place(work.arrays, mesh, rules), rate)
+        arguments = (state, place(work.arrays, mesh, rules), rate)
+        _, compiling = (0, 0.0) if shape in program else program.compile(shape, *arguments)
+        state, loss = program(shape, *arguments)
         return state, loss, compiling
 
     params, _ = run_steps(what, state, steps, total, advance, log=log, checkpoints=checkpoints)

@@ -17,7 +17,8 @@ from langmerge_jax.lifecycle.stages import digest, identity
 from langmerge_jax.models.checkpoint import Base, load_base, resolve
 from langmerge_jax.models.lora import targets_of
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import Trainer, TrainSettings
+from langmerge_jax.training.loop import Trainer
+from langmerge_jax.training.settings import TrainSettings
 
 COMBINED = "combined"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from langmerge_jax.adapters import load_adapter, save_adapter
-from langmerge_jax.config import to_json
+from langmerge_jax.config import decisive_of_train, to_json
 from langmerge_jax.data.sources import Example
 from langmerge_jax.errors import InputError
 from langmerge_jax.files import read_json, remove_directory, write_json
@@ -30,11 +30,13 @@ class Target:
     Attributes:
       directory: where it is to lie, in PEFT format.
       rows: what it is trained on.
+      validation: what its best epoch is chosen by.
       start: an adapter to go on from; None starts afresh.
     """
 
     directory: pathlib.Path
     rows: Sequence[Example]
+    validation: Sequence[Example] = ()
     start: pathlib.Path | None = None
 
 
@@ -45,11 +47,26 @@ def train_adapters(run: Run, *, combined: bool) -> None:
       combined: train the one adapter `combined` on the rows of all languages instead of one
         adapter a language.
     """
-    rows = {language: run.examples(language, "train") for language in run.languages}
-    if combined:
-        rows = {COMBINED: [row for some in rows.values() for row in some]}
-    targets = {name: Target(run.adapter_directory(name), some) for name, some in rows.items()}
+    groups = {COMBINED: run.languages} if combined else {x: (x,) for x in run.languages}
+    targets = {
+        name: Target(
+            run.adapter_directory(name),
+            [row for x in languages for row in run.examples(x, "train")],
+            validation_rows(run, languages),
+        )
+        for name, languages in groups.items()
+    }
     train_targets(run, targets)
+
+
+def validation_rows(run: Run, languages: Sequence[str]) -> list[Example]:
+    """Returns what the best epoch of an adapter of these languages is chosen by, if one is."""
+    if run.config.train.keep != "best":
+        return []
+    try:
+        return [row for x in languages for row in run.examples(x, "validation")]
+    except InputError as error:
+        raise InputError(f"{error}; train.keep='last' trains without validation") from error
 
 
 def train_targets(run: Run, targets: Mapping[str, Target]) -> None:
@@ -96,11 +113,14 @@ def _train(
     """Trains adapters in one batch, from the newest checkpoint of the folder if it has one."""
     start = time.monotonic()
     tokenizer = run.base.tokenizer
-    data = {name: run.task.encode(tokenizer, target.rows) for name, target in targets.items()}
+    data = {name: run.task.encode(tokenizer, x.rows) for name, x in targets.items()}
+    validation = {name: run.task.encode(tokenizer, x.validation) for name, x in targets.items()}
     starts = {n: load_adapter(x.start) for n, x in targets.items() if x.start}
     # The base is loaded once a process, and counts with what needed it first.
     seconds = time.monotonic() - start
-    adapters = run.trainer.train(data, folder, start=starts or None, load_seconds=seconds)
+    adapters = run.trainer.train(
+        data, folder, validation=validation, start=starts or None, load_seconds=seconds
+    )
     price = run.config.dollars_per_device_hour
     write_json(folder / LEDGER, ledger(read_log(folder / STEPS), price))
     for name, adapter in adapters.items():
@@ -115,10 +135,15 @@ def _inputs(run: Run, name: str, target: Target, base: str) -> dict[str, Any]:
     settings = to_json(run.config)
     inputs = {key: settings[key] for key in ("task", "lora", "train")}
     own = inputs["train"].pop("own")
-    inputs["train"] |= own.get(name, {})
-    rows = {"count": len(target.rows), "digest": digest_rows(target.rows)}
-    inputs |= {"base": base, "rows": rows}
+    inputs["train"] = decisive_of_train(inputs["train"]) | own.get(name, {})
+    inputs |= {"base": base, "rows": _described(target.rows)}
+    if target.validation:
+        inputs["validation"] = _described(target.validation)
     return inputs | ({"start": identity(target.start)} if target.start else {})
+
+
+def _described(rows: Sequence[Example]) -> dict[str, Any]:
+    return {"count": len(rows), "digest": digest_rows(rows)}
 
 
 def _unfinished(run: Run, wanted: Mapping[str, Any]) -> Iterator[pathlib.Path]:

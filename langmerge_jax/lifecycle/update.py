@@ -22,7 +22,12 @@ from langmerge_jax.lifecycle.evaluation import (
 )
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.scores import ALL, Scored, Scorer
-from langmerge_jax.lifecycle.training import Target, train_adapters, train_targets
+from langmerge_jax.lifecycle.training import (
+    Target,
+    train_adapters,
+    train_targets,
+    validation_rows,
+)
 from langmerge_jax.merging import Recipe, parse
 
 BEFORE, CHANGES = "before-", "changes.json"
@@ -155,7 +160,12 @@ def update(run: Run, change: UpdatedRun, *, combined: bool) -> list[dict[str, An
         before[COMBINED] = adapter_variant(run, COMBINED)
     predict(run, Evaluator(run), before)
     start = run.adapter_directory(change.language) if change.warm_start is not None else None
-    target = Target(change.adapter_directory(change.language), change.training_rows(), start)
+    target = Target(
+        change.adapter_directory(change.language),
+        change.training_rows(),
+        validation_rows(change, [change.language]),
+        start,
+    )
     train_targets(change, {change.language: target})
     if combined:
         train_adapters(change, combined=True)

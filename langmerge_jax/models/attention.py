@@ -59,6 +59,11 @@ class Attention:
     backend: str = "xla"
     mesh: Mesh | None = None
 
+    @property
+    def knows_segments(self) -> bool:
+        """Whether the examples of a packed row can be kept apart."""
+        return self.backend != "cudnn"
+
     def __call__(
         self, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None
     ) -> jax.Array:
@@ -75,9 +80,9 @@ class Attention:
             return blockwise(q, k, v, segments)
         if self.backend == "splash":
             return splash(q, k, v, segments, mesh=self.mesh)
+        if segments is not None and not self.knows_segments:
+            raise ValueError("cuDNN's attention has no segments: it would see across them")
         if self.backend == "cudnn":
-            if segments is not None:
-                raise ValueError("cuDNN's attention has no segments: it would see across them")
             return _cudnn(q, k, v)
         return _read(q, k, v, _visible(0, q.shape[2], k.shape[2], segments, segments))
 

@@ -299,7 +299,8 @@ class Llama(nnx.Module):
             number, params, past = of_layer
             mine = active
             if active.keys is not None:
-                keys = jax.vmap(lambda key: jax.random.fold_in(key, number))(active.keys)
+                fold_in = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
+                keys = fold_in(active.keys, number)
                 mine = dataclasses.replace(active, keys=keys)
             x, new = nnx.merge(graph, params)(x, rotation, mine, attend, past)
             return x, new if keep else None

@@ -66,7 +66,7 @@ class Active:
     Attributes:
       ids: int32 [g], the adapter of each group.
       scale: float32 [n], what each adapter's delta is multiplied with.
-      keys: random keys [g] for dropout, or None for no dropout.
+      keys: random keys [g, b] for dropout, one a row, or None for no dropout.
     """
 
     ids: jax.Array
@@ -146,7 +146,8 @@ class LoraLinear(nnx.Module):
 
         def keep(key: jax.Array) -> jax.Array:
             return jax.random.bernoulli(
-                jax.random.fold_in(key, self.salt), 1 - self.dropout, x.shape[1:]
+                jax.random.fold_in(key, self.salt), 1 - self.dropout, x.shape[2:]
             )
 
-        return jnp.where(jax.vmap(keep)(keys), x / (1 - self.dropout), 0).astype(x.dtype)
+        kept = jax.vmap(jax.vmap(keep))(keys)
+        return jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)

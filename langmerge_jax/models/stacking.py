@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -145,19 +144,19 @@ def init_lora(config: LlamaConfig, spec: LoraSpec, seeds: Sequence[int]) -> nnx.
         are trained beside it.
 
     Returns:
-      LoRA state with leaves [n, l, ...], the form the training step takes.
+      LoRA state with leaves [n, l, ...], the form the training step takes, as NumPy arrays.
     """
     _, abstract = split_lora(config, spec, jnp.float32)
 
     def draw(i, path, variable):
-        layers, _, *shape = variable.shape
-        if path[-1] == "lora_b":
-            return jnp.zeros((spec.n, layers, *shape))
-        bound = shape[0] ** -0.5
-        keys = [jax.random.fold_in(jax.random.key(seed), i) for seed in seeds]
-        return jnp.stack(
-            [jax.random.uniform(k, (layers, *shape), minval=-bound, maxval=bound) for k in keys]
-        )
+        layers, n, *shape = variable.shape
+        value = np.zeros((n, layers, *shape), np.float32)
+        if path[-1] == "lora_a":
+            bound = np.float32(shape[0] ** -0.5)
+            for one, seed in zip(value, seeds, strict=True):
+                np.random.default_rng([seed, i]).random(out=one, dtype=np.float32)
+            value = bound * (2 * value - 1)
+        return value.astype(variable.dtype)
 
     return nnx.from_flat_state(
         [

@@ -1,14 +1,18 @@
 """Devices as a mesh, and which array axis lies on which mesh axis."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from langmerge_jax.errors import InputError
+
+PyTree = Any
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -31,15 +35,19 @@ class Rules:
     def spec(self, axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh):
         """Returns the PartitionSpec of an array with these logical axes.
 
-        An axis whose size the mesh axes do not divide stays whole: a vocabulary of odd size must
-        not stop a run.
+        Of several mesh axes those are taken that divide the size into the most parts; where none
+        does the axis stays whole: a vocabulary of odd size must not stop a run.
         """
         entries = []
         for name, size in zip(axes, shape, strict=True):
             placed = getattr(self, name, None) if name else None
             names = (placed,) if isinstance(placed, str) else placed or ()
-            parts = math.prod(mesh.shape[axis] for axis in names)
-            entries.append(names if parts > 1 and size % parts == 0 else None)
+            some = itertools.chain.from_iterable(
+                itertools.combinations(names, count) for count in range(len(names), 0, -1)
+            )
+            parts = {x: math.prod(mesh.shape[axis] for axis in x) for x in some}
+            fitting = [x for x, count in parts.items() if count > 1 and size % count == 0]
+            entries.append(max(fitting, key=parts.__getitem__, default=None))
         return PartitionSpec(*entries)
 
     def sharding(self, mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]):
@@ -68,17 +76,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def place(
-    batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh, rules: Rules
+    batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh, rules: Rules, *, parts: bool = False
 ) -> dict[str, jax.Array]:
-    """Puts the arrays of a batch, each [g, b, ...], on the devices, spread as the rules say."""
+    """Puts the arrays of a batch on the devices, spread as the rules say.
+
+    Args:
+      batch: arrays [g, b, ...], or with `parts` [p, g, b, ...].
+      parts: whether the batch is cut into parts that follow one another.
+    """
 
     def where(x: np.ndarray | jax.Array) -> NamedSharding:
-        axes = ("groups", "rows", *(None,) * (x.ndim - 2))
-        return rules.sharding(mesh, axes, x.shape)
+        axes = (*(None,) * parts, "groups", "rows")
+        return rules.sharding(mesh, (*axes, *(None,) * (x.ndim - len(axes))), x.shape)
 
-    if jax.process_count() > 1:  # Each hands over its own parts, of what all of them have.
-        return {
-            name: jax.make_array_from_callback(x.shape, where(x), np.asarray(x).__getitem__)
-            for name, x in batch.items()
-        }
-    return jax.device_put(dict(batch), {name: where(x) for name, x in batch.items()})
+    return put(dict(batch), {name: where(x) for name, x in batch.items()})
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Puts arrays that every process has whole where the shardings say."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    # Each hands over its own parts.
+    return jax.tree.map(
+        lambda x, where: jax.make_array_from_callback(x.shape, where, np.asarray(x).__getitem__),
+        tree,
+        shardings,
+    )

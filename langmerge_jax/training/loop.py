@@ -1,12 +1,12 @@
 """Trains n adapters in one program over one frozen base."""
 
-import dataclasses
+import functools
+import logging
 import math
 import pathlib
 import statistics
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,94 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from langmerge_jax.adapters import Adapter
-from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_batches
+from langmerge_jax.data.batching import bucket
 from langmerge_jax.data.tasks import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
-from langmerge_jax.models.llama import REMAT
-from langmerge_jax.models.lora import Active, LoraSpec
-from langmerge_jax.models.stacking import init_lora, split_lora, stack, unstack
-from langmerge_jax.parallel.mesh import Rules, place
+from langmerge_jax.models.lora import Active
+from langmerge_jax.models.stacking import init_lora, stack, unstack
+from langmerge_jax.parallel.mesh import Rules, place, put
+from langmerge_jax.training.batches import adapter_steps, steps_of, validation_batches
 from langmerge_jax.training.checkpoint import Checkpoints
-from langmerge_jax.training.step import TrainState, learning_rate, make_optimizer, make_step
+from langmerge_jax.training.programs import AdapterPrograms
+from langmerge_jax.training.settings import TrainSettings, adapter_seed
+from langmerge_jax.training.step import Division, TrainState, cut, make_optimizer
 from langmerge_jax.training.steplog import StepLog
-from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Program, Step, run_steps
+from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Step, run_steps
 
-LOSSES = ("answers", "all")
-
-# Settings that an adapter may have of its own.
-OWN = ("epochs", "learning_rate", "warmup")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """How adapters are trained; the paper's numbers stand in `langmerge_jax.config`.
-
-    Attributes:
-      rank, alpha: of LoRA; scale = alpha / rank, or alpha / sqrt(rank) with `rslora`.
-      rslora: rank-stabilised LoRA (arXiv 2312.03732).
-      dropout: of the inputs of A.
-      targets: projections that carry an adapter.
-      epochs, batch_size: batch_size rows of each adapter a step.
-      learning_rate: peak; warmup: share of the steps.
-      b1, b2, eps, weight_decay, max_grad_norm: AdamW and clipping, an adapter.
-      buckets: sequence lengths a batch is padded to.
-      loss: on the tokens of the `answers`, or on `all`, the prompts' too.
-      remat: what is computed again in the backward pass, one of `llama.REMAT`.
-      checkpoint_steps: steps that a killed training does again, at most.
-      seed: of initial factors and of the order of rows.
-      own: where single adapters differ: {adapter name: {one of `OWN`: value}}.
-    """
-
-    rank: int
-    alpha: float
-    rslora: bool
-    dropout: float
-    targets: tuple[str, ...]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    warmup: float
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    max_grad_norm: float
-    buckets: tuple[int, ...]
-    loss: str
-    remat: str
-    checkpoint_steps: int
-    seed: int
-    own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self):
-        for name, value, known in (("loss", self.loss, LOSSES), ("remat", self.remat, REMAT)):
-            if value not in known:
-                raise InputError(f"train.{name}={value!r}: choose among {', '.join(known)}")
-        for name, settings in self.own.items():
-            if unknown := set(settings) - set(OWN):
-                raise InputError(
-                    f"train.own.{name}.{min(unknown)}: an adapter may have {', '.join(OWN)} of its "
-                    "own"
-                )
-
-    def of(self, name: str) -> "TrainSettings":
-        """Returns the settings of one adapter."""
-        return dataclasses.replace(self, **self.own.get(name, {}), own={})
-
-    @property
-    def scale(self) -> float:
-        """What a delta is multiplied with."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-    def lora(self, n: int) -> LoraSpec:
-        """Returns the shape of n adapters."""
-        return LoraSpec(n, self.rank, self.targets, self.dropout)
-
-
-def adapter_seed(name: str, seed: int) -> int:
-    """Returns the seed of one adapter's initial factors, whatever is trained beside it."""
-    return zlib.crc32(f"{seed}/{name}".encode())
+logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -110,9 +38,19 @@ class Trainer:
     Args:
       base: the frozen model.
       settings: hyper-parameters, shared by all adapters.
+
+    Raises:
+      InputError: for packing, where attention would look across examples.
     """
 
     def __init__(self, base: Base, settings: TrainSettings):
+        if settings.packing and not base.attention.knows_segments:
+            raise InputError(
+                f"train.packing: attention {base.attention.backend!r} cannot keep the examples of "
+                "a row apart; choose another attention, or train without packing"
+            )
+        for asked in sorted(set(settings.buckets) - set(settings.lengths)):
+            logger.info("train.buckets: %d is padded to %d", asked, bucket(asked, settings.lengths))
         self._base, self._settings = base, settings
         self._whole = Rules().sharding(base.mesh, (), ())
         self._tx = make_optimizer(
@@ -122,14 +60,15 @@ class Trainer:
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
         )
-        self._keys = jax.jit(_dropout_keys, out_shardings=self._whole)
-        self._programs: dict[int, Program] = {}
+        self._keys = jax.jit(_dropout_keys, static_argnums=(2, 3), out_shardings=self._whole)
+        self._programs: dict[int, AdapterPrograms] = {}
 
     def train(
         self,
         data: Mapping[str, Sequence[Encoded]],
         folder: pathlib.Path,
         *,
+        validation: Mapping[str, Sequence[Encoded]] | None = None,
         start: Mapping[str, Adapter] | None = None,
         load_seconds: float = 0.0,
     ) -> dict[str, Adapter]:
@@ -142,6 +81,8 @@ class Trainer:
           data: {adapter name: its encoded rows}.
           folder: of this training alone: receives the step log `steps.jsonl`, and checkpoints. If
             it holds the checkpoints of a killed run, the training goes on from the newest.
+          validation: {adapter name: encoded rows that the best epoch is chosen by}, needed where
+            the settings keep the best.
           start: adapters to go on from, of the same rank and scale, instead of fresh ones.
           load_seconds: what was spent on loading before, for the log.
 
@@ -150,24 +91,38 @@ class Trainer:
 
         Raises:
           FloatingPointError: if a loss is not finite.
-          InputError: if an adapter to go on from has another rank or scale.
+          InputError: if an adapter to go on from has another rank or scale, if the best is to be
+            kept and rows to tell it by are missing, or if a step does not fit the memory.
         """
         names, settings, base = sorted(data), self._settings, self._base
+        validate = None
+        if settings.keep == "best":
+            if missing := [name for name in names if not (validation or {}).get(name)]:
+                raise InputError(
+                    f"adapter {missing[0]!r} has no validation rows to choose its best epoch by; "
+                    "bring some, or set train.keep='last'"
+                )
+            validate = functools.partial(self._validate, names, validation)
         state = self._fresh(names, start)
-        advance = self._advance(names, state)
+        advance = self._advance(names)
         folder.mkdir(parents=True, exist_ok=True)
         with StepLog(folder / STEPS, writes=jax.process_index() == 0) as log:
             state = run_steps(
                 f"train {', '.join(names)}",
                 state,
-                adapter_steps(data, settings),
+                adapter_steps(data, settings, base.mesh),
                 max(steps_of(data, settings).values()),
                 advance,
+                validate=validate,
                 log=log,
                 checkpoints=Checkpoints(folder / CHECKPOINTS, settings.checkpoint_steps),
                 load_seconds=load_seconds,
             )
-        by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), state.lora)
+        found = state.best if validate else state.lora
+        by_layer = jax.jit(
+            lambda lora: jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora),
+            out_shardings=self._whole,
+        )(found)
         return unstack(by_layer, names=names, scale=settings.scale, base=base.name)
 
     def time_alone(
@@ -187,10 +142,10 @@ class Trainer:
         """
         steps: dict[str, dict[int, list[Step]]] = {name: {} for name in data}
         for name, rows in data.items():
-            for step in adapter_steps({name: rows}, self._settings):
+            for step in adapter_steps({name: rows}, self._settings, self._base.mesh):
                 steps[name].setdefault(step.length, []).append(step)
         states = {name: self._fresh([name], None) for name in data}
-        advances = {name: self._advance([name], states[name]) for name in data}
+        advances = {name: self._advance([name]) for name in data}
         seconds: dict[tuple[str, int], list[float]] = {}
         for turn in range(rounds + 1):
             for name, by_length in steps.items():
@@ -216,65 +171,103 @@ class Trainer:
 
     def _fresh(self, names: Sequence[str], start: Mapping[str, Adapter] | None) -> TrainState:
         settings, base = self._settings, self._base
-        spec = settings.lora(len(names))
+        spec, where = settings.lora(len(names)), self._of(len(names)).where
         if start:
             _check_same_shape(start, settings)
             lora = stack({n: start[n] for n in names}, base.config, spec, base.dtype, scaled=False)
             lora = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
         else:
             lora = init_lora(base.config, spec, [adapter_seed(n, settings.seed) for n in names])
-        return jax.device_put(TrainState(lora, jax.vmap(self._tx.init)(lora)), self._whole)
+        lora = put(lora, where.lora)
+        optimizer = jax.jit(jax.vmap(self._tx.init), out_shardings=where.optimizer)(lora)
+        if settings.keep == "last":
+            return TrainState(lora, optimizer)
+        # A copy: each array is given over to the step on its own.
+        best = jax.jit(lambda lora: jax.tree.map(jnp.copy, lora), out_shardings=where.lora)(lora)
+        return TrainState(lora, optimizer, best, self._put(np.full(len(names), np.inf)))
 
-    def _advance(self, names: Sequence[str], state: TrainState) -> Callable:
+    def _advance(self, names: Sequence[str]) -> Callable:
         """Returns (state, step) -> (state, loss [g], seconds spent on compiling)."""
         settings, base, rules = self._settings, self._base, Rules()
-        program = self._program(len(names), state)
+        programs = self._of(len(names))
         scale = self._put(np.full(len(names), settings.scale))
         seeds = np.array([adapter_seed(name, settings.seed) for name in names], np.uint32)
 
         def advance(state: TrainState, step: Step) -> tuple[TrainState, jax.Array, float]:
             live = [names.index(name) for name in step.names]
-            rates = np.zeros(len(names))
+            rates, count = np.zeros(len(names)), np.ones(len(names))
             rates[live] = step.rates
-            keys = None
-            if settings.dropout:
-                keys = self._keys(seeds[live], step.number)
-            (state, loss), compiling = program(
-                (step.arrays["tokens"].shape, step.arrays["target"].shape),
-                state,
-                base.params,
-                place(step.arrays, base.mesh, rules),
-                Active(self._put(live, np.int32), scale, keys),
-                self._put(rates),
-            )
+            count[live] = np.maximum(step.arrays["weight"].sum(axis=(1, 2)), 1)
+            rows = step.arrays["tokens"].shape[1]
+
+            def arguments(division: Division) -> tuple:
+                arrays = {name: cut(x, division) for name, x in step.arrays.items()}
+                # Of each part, whichever rows it has of them.
+                ids = cut(np.repeat(np.array(live)[:, None], rows, axis=1), division)[:, :, 0]
+                keys = None
+                if settings.dropout:
+                    keys = self._keys(seeds[live], step.number, rows, division)
+                return (
+                    state,
+                    base.params,
+                    place(arrays, base.mesh, rules, parts=True),
+                    Active(self._put(ids, np.int32), scale, keys),
+                    self._put(live, np.int32),
+                    self._put(count),
+                    self._put(rates),
+                )
+
+            shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
+            division, compiling = programs.divide(shape, settings.accumulation, arguments)
+            state, loss = programs.step((shape, division), *arguments(division))
             return state, loss, compiling
 
         return advance
 
-    def _put(self, values, dtype=np.float32) -> jax.Array:
-        return jax.device_put(np.asarray(values, dtype), self._whole)
+    def _validate(
+        self,
+        names: Sequence[str],
+        validation: Mapping[str, Sequence[Encoded]],
+        state: TrainState,
+        ended: Sequence[str],
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Takes the losses of adapters that ended an epoch, and keeps those that are best."""
+        settings, base = self._settings, self._base
+        programs = self._of(len(names))
+        scale = self._put(np.full(len(names), settings.scale))
+        found = {}
+        for name in ended:
+            number = names.index(name)
+            active = Active(self._put([number], np.int32), scale)
+            total, count = 0.0, 0.0
+            for arrays in validation_batches(validation[name], settings):
+                batch = place(arrays, base.mesh, Rules())
+                total += float(programs.losses(state.lora, base.params, batch, active)[0])
+                count += arrays["weight"].sum()
+            found[name] = total / count
+            place_of_it = self._put(number, np.int32)
+            state = programs.keep_best(state, place_of_it, self._put(found[name]))
+        return state, found
 
-    def _program(self, n: int, state: TrainState) -> "Program":
+    def _put(self, values, dtype=np.float32) -> jax.Array:
+        return put(np.asarray(values, dtype), self._whole)
+
+    def _of(self, n: int) -> AdapterPrograms:
         if n not in self._programs:
-            settings = self._settings
-            base = self._base
-            graph, _ = split_lora(
-                base.config,
-                settings.lora(n),
-                base.dtype,
-                remat=settings.remat,
-                attention=base.attention,
-            )
-            placed = jax.tree.map(lambda _: self._whole, state)
-            self._programs[n] = Program(
-                make_step(graph, self._tx), donate=(0,), out_shardings=(placed, self._whole)
-            )
+            self._programs[n] = AdapterPrograms(self._base, self._settings, self._tx, n)
         return self._programs[n]
 
 
-def _dropout_keys(seeds: jax.Array, step: int) -> jax.Array:
-    """Random keys [g] of adapters with these seeds: what is dropped is the adapter's own affair."""
-    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(seeds)
+def _dropout_keys(seeds: jax.Array, step: int, rows: int, division: Division) -> jax.Array:
+    """Random keys of adapters with these seeds, one a row, cut like the batch.
+
+    What is dropped is the adapter's own affair, and the row's.
+    """
+
+    def key(seed, row):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
+
+    return cut(jax.vmap(jax.vmap(key, (None, 0)), (0, None))(seeds, jnp.arange(rows)), division)
 
 
 def _check_same_shape(start: Mapping[str, Adapter], settings: TrainSettings) -> None:
@@ -287,38 +280,3 @@ def _check_same_shape(start: Mapping[str, Adapter], settings: TrainSettings) -> 
                     f"{factors.scale:g}, the config's are {settings.rank} and {scale:g}; an "
                     "adapter of another shape cannot be trained further, train it anew"
                 )
-
-
-def steps_of(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> dict[str, int]:
-    """Returns how many steps each adapter is trained, in the order of the names."""
-    return {
-        name: steps_per_epoch(len(data[name]), settings.batch_size) * settings.of(name).epochs
-        for name in sorted(data)
-    }
-
-
-def adapter_steps(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> Iterator[Step]:
-    """Yields the steps that train one adapter for each entry of `data` side by side."""
-    rows, whole = settings.batch_size, settings.loss == "all"
-    answers = max(len(e.answer) for d in data.values() for e in d)
-    total, of = steps_of(data, settings), {name: settings.of(name) for name in data}
-    streams = {
-        n: training_batches(data[n], rows=rows, epochs=of[n].epochs, seed=settings.seed, name=n)
-        for n in total
-    }
-    for number in range(max(total.values())):
-        live = [n for n in total if number < total[n]]
-        groups = [next(streams[n]) for n in live]
-        length = bucket(max(len(e) for group in groups for e in group), settings.buckets)
-        yield Step(
-            number,
-            live,
-            [
-                learning_rate(number, total[n], peak=of[n].learning_rate, warmup=of[n].warmup)
-                for n in live
-            ],
-            length,
-            pad(groups, length, length if whole else answers, rows, whole=whole),
-            {n: sum(map(len, group)) for n, group in zip(live, groups, strict=True)},
-            {n: [e.id for e in group] for n, group in zip(live, groups, strict=True)},
-        )

@@ -1,14 +1,16 @@
 """One pure training step over groups of rows, jitted once a batch shape."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from langmerge_jax.models.llama import Llama
+from langmerge_jax.models.lora import Active
 
 PyTree = Any
 
@@ -24,10 +26,15 @@ class TrainState:
     Attributes:
       lora: factors of n adapters, each leaf float32 [n, l, ...].
       optimizer: optax state with the same leading axis n.
+      best: of each adapter the factors that did best on validation so far, like `lora`; None where
+        the last ones are to be kept.
+      best_loss: theirs, float32 [n], or None.
     """
 
     lora: PyTree
     optimizer: PyTree
+    best: PyTree = None
+    best_loss: jax.Array | None = None
 
 
 def make_optimizer(
@@ -84,6 +91,57 @@ def token_losses(
     return jnp.moveaxis(found, 0, 2).reshape(g, b, -1)[:, :, :t] * batch["weight"]
 
 
+class Division(NamedTuple):
+    """How a batch is cut into equal parts.
+
+    Attributes:
+      groups: parts that the groups are cut into.
+      rows: parts that the rows of each are then cut into.
+    """
+
+    groups: int
+    rows: int
+
+
+def divisions(groups: int, rows: int) -> list[Division]:
+    """Returns the ways to cut a batch, the fewest parts first.
+
+    Groups are parted before the rows of a group are: rows are what is spread over devices.
+    """
+    apart = [Division(x, 1) for x in range(1, groups + 1) if groups % x == 0]
+    return apart + [Division(groups, x) for x in range(2, rows + 1) if rows % x == 0]
+
+
+def cut(x: np.ndarray | jax.Array, division: Division) -> np.ndarray | jax.Array:
+    """Cuts an array [g, b, ...] as one of `divisions` says.
+
+    Returns:
+      [p, g', b', ...]: the parts of a group's rows follow one another.
+    """
+    by_group, by_row = division
+    g, b = x.shape[0] // by_group, x.shape[1] // by_row
+    x = x.reshape(by_group, g, by_row, b, *x.shape[2:]).swapaxes(1, 2)
+    return x.reshape(by_group * by_row, g, b, *x.shape[4:])
+
+
+def batch_losses(
+    graph: nnx.GraphDef, lora: PyTree, base: PyTree, batch: dict[str, jax.Array], active: Active
+) -> jax.Array:
+    """Summed cross-entropy of each group's targets, [g].
+
+    Args:
+      graph: of a `Llama` with n adapters, split as (LoRA, rest).
+      lora: factors, each leaf [n, l, ...].
+      base: the rest.
+      batch: arrays of `data.batching.pad`.
+      active: the adapters of the groups.
+    """
+    model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora), base)
+    packed = {name: batch.get(name) for name in ("positions", "segments")}
+    hidden = model(batch["tokens"], active, **packed)
+    return token_losses(model, hidden, batch).sum(axis=(1, 2))
+
+
 def make_step(graph: nnx.GraphDef, tx: optax.GradientTransformation):
     """Builds the step.
 
@@ -92,34 +150,64 @@ def make_step(graph: nnx.GraphDef, tx: optax.GradientTransformation):
       tx: from `make_optimizer`.
 
     Returns:
-      step(state, base, batch, active, rate [n]) -> (state, loss [g]).
-      Adapter ids are distinct. The loss of a group is the mean over its own answer tokens, so an
-      adapter's gradient does not depend on which others share the batch. An adapter that no group
+      step(state, base, batch, active, live [g], count [n], rate [n]) -> (state, loss [g]).
+      The arrays of `batch`, and ids and keys of `active`, come in parts, [p, g', ...], whose
+      gradients are added up; `live` are the adapters of all groups, each once. The loss of an
+      adapter is the mean over the `count` tokens it has to predict in all parts, so its gradient
+      depends neither on the parts nor on which others share the batch. An adapter that no group
       names keeps its factors and optimizer state.
     """
 
-    def losses(lora, base, batch, active):
-        by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
-        model = nnx.merge(graph, by_layer, base)
-        hidden = model(batch["tokens"], active)
-        total = token_losses(model, hidden, batch).sum(axis=(1, 2))
-        mean = total / jnp.maximum(batch["weight"].sum(axis=(1, 2)), 1)
-        return mean.sum(), mean
+    def losses(lora, base, batch, active, count):
+        mean = batch_losses(graph, lora, base, batch, active) / count[active.ids]
+        return mean.sum(), jnp.zeros(count.shape, mean.dtype).at[active.ids].add(mean)
 
-    def step(state, base, batch, active, rate):
-        gradient, loss = jax.grad(losses, has_aux=True)(state.lora, base, batch, active)
+    def step(state, base, batch, active, live, count, rate):
+        def part(ids, keys, batch):
+            mine = Active(ids, active.scale, keys)
+            return jax.grad(losses, has_aux=True)(state.lora, base, batch, mine, count)
+
+        def add(total, some):
+            return jax.tree.map(jnp.add, total, part(*some)), None
+
+        parts = (active.ids, active.keys, batch)
+        first = jax.tree.map(lambda x: x[0], parts)
+        if len(active.ids) == 1:
+            gradient, loss = part(*first)
+        else:
+            none = jax.tree.map(jnp.zeros_like, jax.eval_shape(part, *first))
+            (gradient, loss), _ = jax.lax.scan(add, none, parts)
 
         def advance(gradient, optimizer, lora, rate):
             updates, optimizer = tx.update(gradient, optimizer, lora)
             return optax.apply_updates(lora, jax.tree.map(lambda u: -rate * u, updates)), optimizer
 
         lora, optimizer = jax.vmap(advance)(gradient, state.optimizer, state.lora, rate)
-        live = jnp.zeros(rate.shape, bool).at[active.ids].set(True)
+        taken = jnp.zeros(rate.shape, bool).at[live].set(True)
 
         def keep(new, old):
-            return jnp.where(live.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+            return jnp.where(taken.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
 
-        new = TrainState(lora, optimizer)
-        return jax.tree.map(keep, new, state), loss
+        moved = jax.tree.map(keep, (lora, optimizer), (state.lora, state.optimizer))
+        return dataclasses.replace(state, lora=moved[0], optimizer=moved[1]), loss[live]
 
     return step
+
+
+def keep_best(state: TrainState, number: jax.Array, loss: jax.Array) -> TrainState:
+    """Returns the state with one adapter's factors kept as its best, if the loss says so.
+
+    Args:
+      number: of the adapter.
+      loss: of its factors as they are, on validation.
+    """
+    better = loss < state.best_loss[number]
+
+    def replace(best, lora):
+        return best.at[number].set(jnp.where(better, lora[number], best[number]))
+
+    return dataclasses.replace(
+        state,
+        best=jax.tree.map(replace, state.best, state.lora),
+        best_loss=state.best_loss.at[number].min(loss),
+    )

@@ -7,6 +7,9 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# What devices are paid for beside the steps.
+_APART = ("start", "compile", "validation")
+
 
 class StepLog:
     """Appends to the record of one training run, over all attempts to finish it.
@@ -15,6 +18,7 @@ class StepLog:
       start       attempt, step it starts from, device, devices, and seconds of loading before it
       compile     seconds, and which shape was compiled
       checkpoint  seconds the training stood still for it, and steps done
+      validation  seconds, steps done, and for each adapter that ended an epoch its loss
       step        number, seconds, and for each adapter loss and tokens; `slots` are the tokens the
                   device worked on, padding counted
       end         seconds from start to end
@@ -62,12 +66,13 @@ def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -
 
     Args:
       lines: of the record.
-      dollars_per_device_hour: price of one device; device seconds, compile and load time cost it.
+      dollars_per_device_hour: price of one device; device seconds, and the time of loading,
+        compiling and validation, cost it.
 
     Returns:
       adapters: names; steps: done in the end; repeated_steps; attempts; device, devices;
-      load_seconds, compile_seconds, checkpoint_seconds, step_seconds, by the clock, and
-      wall_seconds, their sum;
+      load_seconds, compile_seconds, checkpoint_seconds, validation_seconds, step_seconds, by the
+      clock, and wall_seconds, their sum;
       device_seconds: step_seconds times devices; tokens: {adapter: real tokens}; slots: tokens
       with padding; dollars.
     """
@@ -101,12 +106,11 @@ def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -
         "load_seconds": seconds("start"),
         "compile_seconds": seconds("compile"),
         "checkpoint_seconds": seconds("checkpoint"),
+        "validation_seconds": seconds("validation"),
         "step_seconds": seconds("step"),
-        "wall_seconds": sum(map(seconds, ("start", "compile", "checkpoint", "step"))),
+        "wall_seconds": sum(map(seconds, (*_APART, "checkpoint", "step"))),
         "device_seconds": device_seconds("step"),
         "tokens": tokens,
         "slots": sum(line["slots"] for line in final.values()),
-        "dollars": sum(map(device_seconds, ("step", "start", "compile")))
-        / 3600
-        * dollars_per_device_hour,
+        "dollars": sum(map(device_seconds, ("step", *_APART))) / 3600 * dollars_per_device_hour,
     }

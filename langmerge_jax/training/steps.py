@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ class Step:
       arrays: of `data.batching.pad`.
       tokens: {adapter: real tokens}.
       ids: {adapter: ids of its examples}.
+      ended: adapters that end an epoch with this step.
     """
 
     number: int
@@ -44,34 +45,7 @@ class Step:
     arrays: dict[str, np.ndarray]
     tokens: dict[str, int]
     ids: dict[str, list[str]]
-
-
-class Program:
-    """A function compiled once for each shape of its arguments, which says how long that took.
-
-    Args:
-      function: to be compiled.
-      donate: places of the arguments whose memory it may take over.
-      out_shardings: of what it returns.
-    """
-
-    def __init__(self, function: Callable, *, donate: tuple[int, ...], out_shardings: Any):
-        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
-        self._compiled: dict[Hashable, Callable] = {}
-
-    def __call__(self, shape: Hashable, *args: Any) -> tuple[Any, float]:
-        """Returns what the function does, and the seconds spent on compiling it.
-
-        Args:
-          shape: stands for the shapes of all arguments.
-          *args: of the function.
-        """
-        seconds = 0.0
-        if shape not in self._compiled:
-            start = time.monotonic()
-            self._compiled[shape] = self._jitted.lower(*args).compile()
-            seconds = time.monotonic() - start
-        return self._compiled[shape](*args), seconds
+    ended: Sequence[str] = ()
 
 
 def run_steps(
@@ -81,6 +55,7 @@ def run_steps(
     total: int,
     advance: Callable[[Any, Step], tuple[Any, jax.Array, float]],
     *,
+    validate: Callable[[Any, Sequence[str]], tuple[Any, dict[str, float]]] | None = None,
     log: StepLog,
     checkpoints: Checkpoints,
     load_seconds: float = 0.0,
@@ -93,6 +68,7 @@ def run_steps(
       steps: all of them, from the first.
       total: how many.
       advance: (state, step) -> (state, loss [g], seconds spent on compiling).
+      validate: (state, adapters that ended an epoch) -> (state, {adapter: loss on validation}).
       log: receives a line a step.
       checkpoints: where the state is kept meanwhile; removed at the end by the caller, once the
         result is safe.
@@ -129,9 +105,18 @@ def run_steps(
             if pending:
                 progress.update(loss=_record(log, clock, *pending))
             pending = (number, step, loss)
+            if validate and step.ended:
+                progress.update(loss=_record(log, clock, *pending))
+                pending = None
+                start = time.monotonic()
+                state, losses = validate(state, step.ended)
+                clock.leave_out(seconds := time.monotonic() - start)
+                log.write("validation", seconds=seconds, step=number + 1, loss=losses)
+                _tell(what, losses)
             # Also at the end: what is made of the state may take long, or be killed.
             if checkpoints.due(number + 1) or number + 1 == total or termination.asked:
-                progress.update(loss=_record(log, clock, *pending))
+                if pending:
+                    progress.update(loss=_record(log, clock, *pending))
                 pending = None
                 start = time.monotonic()
                 checkpoints.save(number + 1, state)
@@ -146,6 +131,11 @@ def run_steps(
                 sys.exit(128 + signal.SIGTERM)
     checkpoints.close()
     return state
+
+
+def _tell(what: str, losses: dict[str, float]) -> None:
+    each = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+    logger.info("%s: loss on validation: %s", what, each)
 
 
 class _Termination:

@@ -208,6 +208,7 @@ def test_ledger_by_hand(tmp_path):
         log.write("start", seconds=0.0, step=1, device="cpu", devices=4)
         log.write("step", step=1, seconds=0.25, loss={}, tokens={"en": 10, "de": 5}, slots=20)
         log.write("step", step=2, seconds=0.25, loss={}, tokens={"en": 7}, slots=10)
+        log.write("validation", seconds=0.5, step=3, loss={"en": 1.0})
     assert ledger(read_log(tmp_path / "log"), dollars_per_device_hour=3600.0) == {
         "adapters": ["de", "en"],
         "steps": 3,
@@ -218,11 +219,13 @@ def test_ledger_by_hand(tmp_path):
         "load_seconds": 2.0,
         "compile_seconds": 1.0,
         "checkpoint_seconds": 0,
+        "validation_seconds": 0.5,
         "step_seconds": 1.5,
-        "wall_seconds": 4.5,
+        "wall_seconds": 5.0,
         "device_seconds": 4.0,
         "tokens": {"en": 27, "de": 10},
         "slots": 50,
-        # 4 device seconds of steps, and 3 seconds of loading and compiling on 2 devices.
-        "dollars": 10.0,
+        # 4 device seconds of steps; on 2 devices 3 seconds of loading and compiling, and half a
+        # second of validation on 4.
+        "dollars": 12.0,
     }

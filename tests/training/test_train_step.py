@@ -18,7 +18,8 @@ from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import LoraSpec
 from langmerge_jax.models.stacking import init_lora
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training.loop import Trainer, TrainSettings, adapter_seed
+from langmerge_jax.training.loop import Trainer
+from langmerge_jax.training.settings import TrainSettings, adapter_seed
 from langmerge_jax.training.step import learning_rate, token_losses
 from langmerge_jax.training.steplog import read_log
 from langmerge_jax.training.steps import STEPS
@@ -40,8 +41,11 @@ SETTINGS = TrainSettings(
     weight_decay=0.1,
     max_grad_norm=0.5,
     buckets=(16, 32),
+    packing=False,
     loss="answers",
     remat="none",
+    accumulation=0,
+    keep="last",
     checkpoint_steps=2,
     seed=3,
 )
@@ -173,7 +177,7 @@ def head_and_batch(tiny_config):
     hidden = jax.random.normal(jax.random.key(0), (2, 3, 20, config.hidden_size))
     rng = np.random.default_rng(0)
     groups = [
-        [Encoded(tuple(rng.integers(0, 1003, n).tolist()), (7, 8)) for n in some]
+        [[Encoded(tuple(rng.integers(0, 1003, n).tolist()), (7, 8))] for n in some]
         for some in ((3, 18, 9), (1, 12))
     ]
     return model, hidden, pad(groups, 20, 19, 3, whole=True)
@@ -241,7 +245,7 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
 
 def test_padding_and_empty_rows_weigh_nothing():
     example = Encoded((5, 6, 7), (8, 9))
-    batch = pad([[example]], length=8, targets=3, rows=2)
+    batch = pad([[[example]]], length=8, targets=3, rows=2)
     assert batch["tokens"].tolist() == [[[5, 6, 7, 8, 9, 0, 0, 0], [0] * 8]]
     assert batch["target_index"][0, 0, :2].tolist() == [2, 3]
     assert batch["target"][0, 0, :2].tolist() == [8, 9]

@@ -1,0 +1,164 @@
+"""What training compiles, and how much memory it takes."""
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from langmerge_jax.errors import InputError
+from langmerge_jax.models.checkpoint import Base
+from langmerge_jax.models.stacking import split_lora
+from langmerge_jax.parallel.memory import all_agree, free_memory, human
+from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.training.settings import TrainSettings
+from langmerge_jax.training.step import (
+    Division,
+    TrainState,
+    batch_losses,
+    divisions,
+    keep_best,
+    make_step,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Program:
+    """A function compiled once for each shape of its arguments.
+
+    Args:
+      function: to be compiled.
+      donate: places of the arguments whose memory it may take over.
+      out_shardings: of what it returns.
+    """
+
+    def __init__(self, function: Callable, *, donate: tuple[int, ...], out_shardings: Any):
+        self._jitted = jax.jit(function, donate_argnums=donate, out_shardings=out_shardings)
+        self._compiled: dict[Hashable, Callable] = {}
+
+    def compile(self, shape: Hashable, *args: Any) -> tuple[float, float]:
+        """Compiles the function for arguments like these.
+
+        Args:
+          shape: stands for the shapes of all arguments.
+          *args: of the function.
+
+        Returns:
+          The bytes that it takes on each device beside its arguments, infinite if the compiler
+          finds that they are not there; and the seconds that compiling took.
+        """
+        start = time.monotonic()
+        try:
+            compiled = self._jitted.lower(*args).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return math.inf, time.monotonic() - start
+        self._compiled[shape] = compiled
+        sizes = compiled.memory_analysis()
+        needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+        return needed, time.monotonic() - start
+
+    def __call__(self, shape: Hashable, *args: Any) -> Any:
+        """Returns what the function does, compiled for this shape before."""
+        return self._compiled[shape](*args)
+
+    def __contains__(self, shape: Hashable) -> bool:
+        return shape in self._compiled
+
+
+class AdapterPrograms:
+    """What is compiled for n adapters at a time.
+
+    Attributes:
+      where: shardings of a `TrainState`: factors lie as the weights they stand beside, and what
+        the optimizer keeps of them likewise.
+      step: of `make_step`, by shapes and division of the batch.
+      losses: of `batch_losses`, without its graph.
+      keep_best: of `step.keep_best`.
+    """
+
+    def __init__(
+        self, base: Base, settings: TrainSettings, tx: optax.GradientTransformation, n: int
+    ):
+        graph, abstract = split_lora(
+            base.config,
+            settings.lora(n),
+            base.dtype,
+            remat=settings.remat,
+            attention=base.attention,
+        )
+        rules, self._mesh = Rules(), base.mesh
+        whole = rules.sharding(base.mesh, (), ())
+
+        def sharding(leaf) -> NamedSharding:
+            """Of a factor [n, l, ...]; the model has it as [l, n, ...]."""
+            (layers, adapters, *axes), (count, n, *shape) = leaf.get_metadata()["axes"], leaf.shape
+            return rules.sharding(base.mesh, (adapters, layers, *axes), (n, count, *shape))
+
+        lora = nnx.from_flat_state(
+            [(path, leaf.replace(sharding(leaf))) for path, leaf in nnx.to_flat_state(abstract)]
+        )
+        optimizer = optax.tree.map_params(
+            tx,
+            lambda _, where: where,
+            jax.eval_shape(jax.vmap(tx.init), abstract),
+            lora,
+            transform_non_params=lambda _: whole,
+        )
+        best = (None, None) if settings.keep == "last" else (lora, whole)
+        self.where = TrainState(lora, optimizer, *best)
+        self.step = Program(make_step(graph, tx), donate=(0,), out_shardings=(self.where, whole))
+        self.losses = jax.jit(functools.partial(batch_losses, graph), out_shardings=whole)
+        self.keep_best = jax.jit(keep_best, donate_argnums=0, out_shardings=self.where)
+        self._divisions: dict[Hashable, Division] = {}
+
+    def divide(
+        self, shape: tuple, least: int, arguments: Callable[[Division], tuple]
+    ) -> tuple[Division, float]:
+        """Returns the first way to cut a batch that fits the memory, compiled.
+
+        Args:
+          shape: of the batch's tokens [g, b, s] and targets.
+          least: parts, at least.
+          arguments: those of the step, for a division.
+
+        Returns:
+          the division, and seconds spent on compiling.
+
+        Raises:
+          InputError: if none fits, or none has so many parts.
+        """
+        if shape in self._divisions:
+            return self._divisions[shape], 0.0
+        (groups, rows, length), _ = shape
+        ways = [way for way in divisions(groups, rows) if math.prod(way) >= least]
+        if not ways:
+            raise InputError(
+                f"train.accumulation={least}: the batch of a step has {groups} x {rows} rows, it "
+                "cannot be cut into more parts"
+            )
+        seconds = 0.0
+        for way in ways:
+            needed, spent = self.step.compile((shape, way), *arguments(way))
+            seconds += spent
+            free = free_memory(self._mesh)
+            parts = math.prod(way)
+            what = f"{groups} adapters x {rows} rows x {length} tokens in {parts} parts"
+            if all_agree(needed <= free):
+                logger.info("compiled: %s, %s, %.1f s", what, human(needed), spent)
+                self._divisions[shape] = way
+                return way, seconds
+            logger.info("%s needs %s, %s are free", what, human(needed), human(free))
+        raise InputError(
+            f"a row of {length} tokens needs {human(needed)} of a device's memory, "
+            f"{human(free)} are free; take train.remat='layer', a shorter task.max_length, or "
+            "spread the model over more devices (mesh.fsdp, mesh.tensor)"
+        )
