@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from langmerge_jax.progress import Progress
 from langmerge_jax.training.checkpoint import Checkpoints
@@ -113,8 +114,9 @@ def run_steps(
                 clock.leave_out(seconds := time.monotonic() - start)
                 log.write("validation", seconds=seconds, step=number + 1, loss=losses)
                 _tell(what, losses)
+            ending = termination.asked(number + 1)
             # Also at the end: what is made of the state may take long, or be killed.
-            if checkpoints.due(number + 1) or number + 1 == total or termination.asked:
+            if ending or checkpoints.due(number + 1) or number + 1 == total:
                 if pending:
                     progress.update(loss=_record(log, clock, *pending))
                 pending = None
@@ -122,7 +124,8 @@ def run_steps(
                 checkpoints.save(number + 1, state)
                 clock.leave_out(seconds := time.monotonic() - start)
                 log.write("checkpoint", seconds=seconds, step=number + 1)
-            if termination.asked:
+                ending = termination.asked(number + 1)
+            if ending:
                 checkpoints.close()
                 logger.info(
                     "%s: ended by SIGTERM; step %d of %d is saved, the same command goes on",
@@ -141,24 +144,37 @@ def _tell(what: str, losses: dict[str, float]) -> None:
 class _Termination:
     """Hears SIGTERM while it is entered, instead of what would be done about it otherwise.
 
-    Attributes:
-      asked: whether it came.
+    A process alone hears it itself. Of several that train together jax hears it, in each of them,
+    and tells all of them the step to end with, one that none has begun.
     """
 
+    # Steps of the trainings before: jax is told numbers that never go back.
+    _earlier = 0
+
     def __enter__(self) -> "_Termination":
-        self.asked = False
+        self._asked, self._done = False, 0
+        self._joined = jax.distributed.is_initialized()
         # Only the main thread may change who hears a signal.
-        self._hears = threading.current_thread() is threading.main_thread()
+        main = threading.current_thread() is threading.main_thread()
+        self._hears = main and not self._joined
         if self._hears:
             self._before = signal.signal(signal.SIGTERM, self._hear)
         return self
 
     def __exit__(self, *_) -> None:
+        _Termination._earlier += self._done
         if self._hears:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
+    def asked(self, done: int) -> bool:
+        """Returns whether to end after `done` steps; to be called after each."""
+        self._done = done
+        if self._joined:
+            return multihost_utils.reached_preemption_sync_point(self._earlier + done)
+        return self._asked
+
     def _hear(self, *_) -> None:
-        self.asked = True
+        self._asked = True
 
 
 class _Clock:
