@@ -114,7 +114,8 @@ def default() -> ml_collections.ConfigDict:
     # For the cost tables; 0 leaves dollars out.
     config.dollars_per_device_hour = 0.0
 
-    # Run on the CPU, cut into this many devices; 0 takes the accelerators that are found.
+    # Run on the CPU, cut into this many devices in each process; 0 takes the accelerators that are
+    # found.
     config.cpu_devices = 0
     # Individual adapters that are trained side by side, in one batch; the rest follow one another
     # in the same process, over the same base and compiled programs. 0 takes all: best where the

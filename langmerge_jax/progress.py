@@ -28,7 +28,8 @@ class Progress:
         self._next_line = self._start + LINE_SECONDS
         self._note = ""
         self._bar = None
-        if sys.stderr.isatty():
+        # Where plain lines are not wanted, a bar is not.
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             import tqdm
 
             self._bar = tqdm.tqdm(

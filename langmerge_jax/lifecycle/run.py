@@ -17,6 +17,7 @@ from langmerge_jax.lifecycle.stages import digest, identity
 from langmerge_jax.models.checkpoint import Base, load_base, resolve
 from langmerge_jax.models.lora import targets_of
 from langmerge_jax.parallel.mesh import make_mesh
+from langmerge_jax.parallel.processes import agree
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.settings import TrainSettings
 
@@ -39,12 +40,12 @@ class Run:
             raise InputError(f"languages={config.languages}: name each language once, at least one")
         if COMBINED in config.languages:
             raise InputError(f"{COMBINED!r} is the adapter of all languages, no language code")
-        claim_workdir(workdir, config)
         self.config, self.workdir = config, workdir
         if config.cpu_devices:
             # At once: no stage may use jax before this, and any stage may be the first to do so.
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+        agree(lambda: claim_workdir(workdir, config))
         self.languages = tuple(config.languages)
         # Where results go; an update of a run has a home of its own in the run's workdir.
         self.home = workdir

@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langmerge_jax.adapters import load_adapter, save_adapter
+from langmerge_jax.adapters import Adapter, load_adapter, save_adapter
 from langmerge_jax.config import decisive_of_train, to_json
 from langmerge_jax.data.sources import Example
 from langmerge_jax.errors import InputError
 from langmerge_jax.files import read_json, remove_directory, write_json
 from langmerge_jax.lifecycle.run import COMBINED, Run
-from langmerge_jax.lifecycle.stages import digest_rows, identity, is_current, making
+from langmerge_jax.lifecycle.stages import digest, digest_rows, identity, is_current, making
+from langmerge_jax.parallel.processes import agree, alike
 from langmerge_jax.training.steplog import ledger, read_log
 from langmerge_jax.training.steps import CHECKPOINTS, STEPS
 
@@ -74,7 +75,7 @@ def train_targets(run: Run, targets: Mapping[str, Target]) -> None:
 
     As many train side by side as `config.adapters_at_once` says. The step log of each training
     stays under `training/`, with the ledger that adds it up. A killed training goes on from its
-    newest checkpoint.
+    newest checkpoint. Of several processes the first decides and writes, and all train.
 
     Args:
       targets: {adapter name: what is wanted}.
@@ -85,32 +86,42 @@ def train_targets(run: Run, targets: Mapping[str, Target]) -> None:
         raise InputError(
             f"train.own.{min(unknown)}: the adapters of this run are {', '.join(names)}"
         )
-    for left in run.workdir.glob("training/**/.*.removed"):
-        shutil.rmtree(left)
     base = run.base_identity
     inputs = {name: _inputs(run, name, target, base) for name, target in targets.items()}
+    if not alike(digest(inputs)):
+        raise InputError(
+            f"adapters {', '.join(targets)}: settings, rows or base are not the same in all "
+            "processes; give all of them the same flags and files"
+        )
+    for folder, names in agree(lambda: _plan(run, targets, inputs)).items():
+        job = {name: inputs[name] for name in names}
+        _train(run, {name: targets[name] for name in names}, job, run.workdir / folder)
+
+
+def _plan(
+    run: Run, targets: Mapping[str, Target], inputs: Mapping[str, Any]
+) -> dict[str, list[str]]:
+    """Returns {folder in the workdir: adapters to train there}, first those of killed trainings."""
+    for left in run.workdir.glob("training/**/.*.removed"):
+        shutil.rmtree(left)
     missing = [n for n, target in targets.items() if not is_current(target.directory, inputs[n])]
     done = [name for name in targets if name not in missing]
     if done:
         logger.info("adapters there already, skipped: %s", ", ".join(done))
-    for path in _unfinished(run, inputs):
-        job = read_json(path / JOB)
-        _train(run, {name: targets[name] for name in job}, job, path)
-        missing = [name for name in missing if name not in job]
+    jobs = {path: list(read_json(path / JOB)) for path in _unfinished(run, inputs)}
+    missing = [name for name in missing if not any(name in names for names in jobs.values())]
     size = run.config.adapters_at_once or len(missing)
     for start in range(0, len(missing), max(size, 1)):
-        job = {name: inputs[name] for name in missing[start : start + size]}
-        folder = run.training_directory("+".join(job), job)
-        if (folder / LEDGER).exists():  # Done before; its adapters were taken away since.
-            remove_directory(folder)
-        write_json(folder / JOB, job)
-        _train(run, {name: targets[name] for name in job}, job, folder)
+        names = missing[start : start + size]
+        jobs[run.training_directory("+".join(names), {n: inputs[n] for n in names})] = names
+    return {str(path.relative_to(run.workdir)): names for path, names in jobs.items()}
 
 
 def _train(
     run: Run, targets: Mapping[str, Target], job: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
     """Trains adapters in one batch, from the newest checkpoint of the folder if it has one."""
+    agree(lambda: _begin(folder, job))
     start = time.monotonic()
     tokenizer = run.base.tokenizer
     data = {name: run.task.encode(tokenizer, x.rows) for name, x in targets.items()}
@@ -121,6 +132,26 @@ def _train(
     adapters = run.trainer.train(
         data, folder, validation=validation, start=starts or None, load_seconds=seconds
     )
+    agree(lambda: _write(run, targets, job, folder, adapters))
+
+
+def _begin(folder: pathlib.Path, job: Mapping[str, Any]) -> None:
+    """Says what is trained in a folder, unless a killed training is to go on there."""
+    if (folder / CHECKPOINTS).exists():
+        return
+    if (folder / LEDGER).exists():  # Done before; its adapters were taken away since.
+        remove_directory(folder)
+    write_json(folder / JOB, job)
+
+
+def _write(
+    run: Run,
+    targets: Mapping[str, Target],
+    job: Mapping[str, Any],
+    folder: pathlib.Path,
+    adapters: Mapping[str, Adapter],
+) -> None:
+    """Writes what a training cost and made, and removes its checkpoints."""
     price = run.config.dollars_per_device_hour
     write_json(folder / LEDGER, ledger(read_log(folder / STEPS), price))
     for name, adapter in adapters.items():
