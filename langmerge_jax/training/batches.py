@@ -49,6 +49,7 @@ def adapter_steps(
             {n: sum(map(len, group)) for n, group in zip(live, groups, strict=True)},
             {n: [e.id for e in group] for n, group in zip(live, groups, strict=True)},
             [n for n in live if (number + 1) % each[n] == 0],
+            [len(e) for group in groups for e in group],
         )
 
 

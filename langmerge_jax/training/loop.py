@@ -23,6 +23,7 @@ from langmerge_jax.models.stacking import init_lora, stack, unstack
 from langmerge_jax.parallel.mesh import Rules, place, put
 from langmerge_jax.training.batches import adapter_steps, steps_of, validation_batches
 from langmerge_jax.training.checkpoint import Checkpoints
+from langmerge_jax.training.flops import peak_flops, step_flops
 from langmerge_jax.training.programs import AdapterPrograms
 from langmerge_jax.training.settings import TrainSettings, adapter_seed
 from langmerge_jax.training.step import Division, TrainState, cut, make_optimizer
@@ -117,6 +118,8 @@ class Trainer:
                 log=log,
                 checkpoints=Checkpoints(folder / CHECKPOINTS, settings.checkpoint_steps),
                 load_seconds=load_seconds,
+                flops=self._flops,
+                peak=peak_flops(base.mesh.devices.flat[0].device_kind, base.dtype),
             )
         found = state.best if validate else state.lora
         by_layer = jax.jit(
@@ -223,6 +226,13 @@ class Trainer:
             return state, loss, compiling
 
         return advance
+
+    def _flops(self, step: Step) -> int:
+        spec, targets = self._settings.lora(len(step.names)), step.arrays["weight"]
+        counted = step_flops(
+            self._base.config, spec, lengths=step.lengths, targets=int(np.count_nonzero(targets))
+        )
+        return counted.total
 
     def _validate(
         self,

@@ -4,8 +4,15 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Log(Protocol):
+    """What is told of each event of a training."""
+
+    def write(self, event: str, **values: Any) -> None:
+        """Takes one event."""
 
 # What devices are paid for beside the steps.
 _APART = ("start", "compile", "validation")
@@ -15,12 +22,14 @@ class StepLog:
     """Appends to the record of one training run, over all attempts to finish it.
 
     Lines have an `event`:
-      start       attempt, step it starts from, device, devices, and seconds of loading before it
+      start       attempt, step it starts from, device, devices, seconds of loading before it, and
+                  `peak`, the FLOP/s that all devices could do together, null if not known
       compile     seconds, and which shape was compiled
       checkpoint  seconds the training stood still for it, and steps done
       validation  seconds, steps done, and for each adapter that ended an epoch its loss
-      step        number, seconds, and for each adapter loss and tokens; `slots` are the tokens the
-                  device worked on, padding counted
+      step        number, seconds, and for each adapter loss, learning rate and tokens; `slots` are
+                  the tokens the device worked on, padding counted; `flops` the model FLOPs, null
+                  where they are not counted
       end         seconds from start to end
 
     Args:
@@ -57,6 +66,34 @@ def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole[: whole.rfind("\n") + 1].splitlines()]
 
 
+def speed(steps: Sequence[Mapping[str, Any]], peaks: Sequence[float | None]) -> dict[str, Any]:
+    """Returns how fast steps were taken, and how much of that was padding.
+
+    Args:
+      steps: their lines of the record.
+      peaks: of each step, the FLOP/s that its devices could do together, None if not known.
+
+    Returns:
+      tokens_per_second: real tokens; padding_share: of the slots; flops_per_second: model FLOPs;
+      mfu: model FLOPs utilization, the share of the peak. None for what is not known.
+    """
+    seconds = sum(line["seconds"] for line in steps)
+    slots = sum(line["slots"] for line in steps)
+    tokens = sum(sum(line["tokens"].values()) for line in steps)
+    # Lines of older versions have none.
+    counted = [line.get("flops") for line in steps]
+    flops = None if None in counted else sum(counted)
+    possible = None
+    if None not in peaks:
+        possible = sum(line["seconds"] * peak for line, peak in zip(steps, peaks, strict=True))
+    return {
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "padding_share": 1 - tokens / slots if slots else None,
+        "flops_per_second": flops / seconds if seconds and flops is not None else None,
+        "mfu": flops / possible if possible and flops is not None else None,
+    }
+
+
 def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -> dict[str, Any]:
     """Adds up what a training run cost.
 
@@ -74,7 +111,8 @@ def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -
       load_seconds, compile_seconds, checkpoint_seconds, validation_seconds, step_seconds, by the
       clock, and wall_seconds, their sum;
       device_seconds: step_seconds times devices; tokens: {adapter: real tokens}; slots: tokens
-      with padding; dollars.
+      with padding; flops: model FLOPs, None if some step has none; dollars; and what `speed` says
+      of all steps, those done twice too.
     """
     lines = list(lines)
     by_event: dict[str, list] = {}
@@ -96,6 +134,8 @@ def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -
         found = by_event.get(event, [])
         return sum(line["seconds"] * starts[line["attempt"]]["devices"] for line in found)
 
+    flops = [line.get("flops") for line in final.values()]
+    peaks = [starts[line["attempt"]].get("peak") for line in steps]
     return {
         "adapters": sorted(tokens),
         "steps": len(final),
@@ -112,5 +152,7 @@ def ledger(lines: Iterable[Mapping[str, Any]], dollars_per_device_hour: float) -
         "device_seconds": device_seconds("step"),
         "tokens": tokens,
         "slots": sum(line["slots"] for line in final.values()),
+        "flops": None if None in flops else sum(flops),
+        **speed(steps, peaks),
         "dollars": sum(map(device_seconds, ("step", *_APART))) / 3600 * dollars_per_device_hour,
     }

@@ -1,5 +1,6 @@
 """Takes the steps of a training, with checkpoints, a log and a progress display."""
 
+import collections
 import dataclasses
 import itertools
 import logging
@@ -15,13 +16,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from langmerge_jax.progress import Progress
+from langmerge_jax.progress import Progress, short
 from langmerge_jax.training.checkpoint import Checkpoints
-from langmerge_jax.training.steplog import StepLog
+from langmerge_jax.training.steplog import Log, speed
 
 logger = logging.getLogger(__name__)
 
 STEPS, CHECKPOINTS = "steps.jsonl", "checkpoints"
+
+# Steps that the progress display's rates are taken from.
+_RECENT = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Step:
       tokens: {adapter: real tokens}.
       ids: {adapter: ids of its examples}.
       ended: adapters that end an epoch with this step.
+      lengths: of its sequences, without padding; only what counts FLOPs needs them.
     """
 
     number: int
@@ -47,6 +52,7 @@ class Step:
     tokens: dict[str, int]
     ids: dict[str, list[str]]
     ended: Sequence[str] = ()
+    lengths: Sequence[int] = ()
 
 
 def run_steps(
@@ -57,9 +63,11 @@ def run_steps(
     advance: Callable[[Any, Step], tuple[Any, jax.Array, float]],
     *,
     validate: Callable[[Any, Sequence[str]], tuple[Any, dict[str, float]]] | None = None,
-    log: StepLog,
+    log: Log,
     checkpoints: Checkpoints,
     load_seconds: float = 0.0,
+    flops: Callable[[Step], int] | None = None,
+    peak: float | None = None,
 ) -> Any:
     """Takes all steps of a training, from its newest checkpoint if it has one.
 
@@ -70,10 +78,12 @@ def run_steps(
       total: how many.
       advance: (state, step) -> (state, loss [g], seconds spent on compiling).
       validate: (state, adapters that ended an epoch) -> (state, {adapter: loss on validation}).
-      log: receives a line a step.
+      log: is told of every step, and of what else takes time.
       checkpoints: where the state is kept meanwhile; removed at the end by the caller, once the
         result is safe.
       load_seconds: what was spent on loading before, for the log.
+      flops: model FLOPs of a step; None leaves them out.
+      peak: FLOP/s that a device could do, None if not known.
 
     Returns:
       The last state.
@@ -85,16 +95,18 @@ def run_steps(
     """
     done, state = checkpoints.restore(state)
     devices = jax.tree.leaves(state)[0].sharding.device_set
+    possible = peak and peak * len(devices)
     log.write(
         "start",
         seconds=load_seconds,
         step=done,
         device=next(iter(devices)).device_kind,
         devices=len(devices),
+        peak=possible,
     )
     if done:
         logger.info("%s: goes on after step %d of %d", what, done, total)
-    clock = _Clock()
+    clock, recent = _Clock(), _Recent(total, possible)
     with Progress(what, total, "step", done) as progress, _Termination() as termination:
         pending = None
         for number, step in enumerate(itertools.islice(steps, done, None), done):
@@ -104,10 +116,10 @@ def run_steps(
                 log.write("compile", seconds=compiling, length=step.length, groups=len(step.names))
             # One step behind, so that reading the loss does not hold the device up.
             if pending:
-                progress.update(loss=_record(log, clock, *pending))
+                progress.update(**recent.after(_record(log, clock, flops, *pending)))
             pending = (number, step, loss)
             if validate and step.ended:
-                progress.update(loss=_record(log, clock, *pending))
+                progress.update(**recent.after(_record(log, clock, flops, *pending)))
                 pending = None
                 start = time.monotonic()
                 state, losses = validate(state, step.ended)
@@ -118,7 +130,7 @@ def run_steps(
             # Also at the end: what is made of the state may take long, or be killed.
             if ending or checkpoints.due(number + 1) or number + 1 == total:
                 if pending:
-                    progress.update(loss=_record(log, clock, *pending))
+                    progress.update(**recent.after(_record(log, clock, flops, *pending)))
                 pending = None
                 start = time.monotonic()
                 checkpoints.save(number + 1, state)
@@ -193,8 +205,45 @@ class _Clock:
         return seconds
 
 
-def _record(log: StepLog, clock: _Clock, number: int, step: Step, loss: jax.Array) -> float:
-    """Writes one line of the step log and returns the mean loss."""
+class _Recent:
+    """What the progress display says of the last steps.
+
+    Args:
+      total: steps of the training.
+      peak: FLOP/s that all devices could do together, or None.
+    """
+
+    def __init__(self, total: int, peak: float | None):
+        self._total, self._peak = total, peak
+        self._lines: collections.deque[dict[str, Any]] = collections.deque(maxlen=_RECENT)
+
+    def after(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Takes the values of one more step; returns arguments of `Progress.update`."""
+        self._lines.append(line)
+        found = speed(self._lines, [self._peak] * len(self._lines))
+        said = [f"loss {sum(line['loss'].values()) / len(line['loss']):#.3g}"]
+        for name, text in (
+            ("tokens_per_second", lambda x: f"{short(x)} tok/s"),
+            ("mfu", lambda x: f"MFU {100 * x:.2g} %"),
+            ("flops_per_second", lambda x: f"{short(x, ' ')}FLOP/s"),
+            ("padding_share", lambda x: f"pad {100 * x:.0f} %"),
+        ):
+            unwanted = name == "flops_per_second" and found["mfu"] is not None
+            if found[name] is not None and not unwanted:
+                said.append(text(found[name]))
+        seconds = sum(line["seconds"] for line in self._lines) / len(self._lines)
+        return {"note": ", ".join(said), "left": seconds * (self._total - line["step"] - 1)}
+
+
+def _record(
+    log: Log,
+    clock: _Clock,
+    flops: Callable[[Step], int] | None,
+    number: int,
+    step: Step,
+    loss: jax.Array,
+) -> dict[str, Any]:
+    """Tells the log of one step, and returns what it was told."""
     values = np.asarray(loss).tolist()
     for name, value in zip(step.names, values, strict=True):
         if not math.isfinite(value):
@@ -202,12 +251,14 @@ def _record(log: StepLog, clock: _Clock, number: int, step: Step, loss: jax.Arra
                 f"the loss of adapter {name!r} is {value} at step {number}, on rows "
                 f"{', '.join(step.ids[name])}; look at these, or lower the learning rate"
             )
-    log.write(
-        "step",
-        step=number,
-        seconds=clock.lap(),
-        loss=dict(zip(step.names, values, strict=True)),
-        tokens=step.tokens,
-        slots=step.arrays["tokens"].size,
-    )
-    return sum(values) / len(values)
+    line = {
+        "step": number,
+        "seconds": clock.lap(),
+        "loss": dict(zip(step.names, values, strict=True)),
+        "learning_rate": dict(zip(step.names, step.rates, strict=True)),
+        "tokens": step.tokens,
+        "slots": step.arrays["tokens"].size,
+        "flops": flops and flops(step),
+    }
+    log.write("step", **line)
+    return line

@@ -197,19 +197,22 @@ def test_a_log_cut_in_its_first_line_starts_anew(tmp_path):
 
 
 def test_ledger_by_hand(tmp_path):
+    both = {"loss": {}, "tokens": {"en": 10, "de": 5}, "slots": 20, "flops": 100}
     with StepLog(tmp_path / "log") as log:
-        log.write("start", seconds=2.0, step=0, device="cpu", devices=2)
+        log.write("start", seconds=2.0, step=0, device="cpu", devices=2, peak=1000.0)
         log.write("compile", seconds=1.0, length=16, groups=2)
+        log.write("profile", seconds=5.0, step=0)
         for step in (0, 1):
-            log.write("step", step=step, seconds=0.5, loss={}, tokens={"en": 10, "de": 5}, slots=20)
+            log.write("step", step=step, seconds=0.5, **both)
     with (tmp_path / "log").open("a") as file:
         file.write('{"event": "st')
     with StepLog(tmp_path / "log") as log:
-        log.write("start", seconds=0.0, step=1, device="cpu", devices=4)
-        log.write("step", step=1, seconds=0.25, loss={}, tokens={"en": 10, "de": 5}, slots=20)
-        log.write("step", step=2, seconds=0.25, loss={}, tokens={"en": 7}, slots=10)
+        log.write("start", seconds=0.0, step=1, device="cpu", devices=4, peak=2000.0)
+        log.write("step", step=1, seconds=0.25, **both)
+        log.write("step", step=2, seconds=0.25, loss={}, tokens={"en": 7}, slots=10, flops=50)
         log.write("validation", seconds=0.5, step=3, loss={"en": 1.0})
-    assert ledger(read_log(tmp_path / "log"), dollars_per_device_hour=3600.0) == {
+    found = ledger(read_log(tmp_path / "log"), dollars_per_device_hour=3600.0)
+    assert found == {
         "adapters": ["de", "en"],
         "steps": 3,
         "repeated_steps": 1,
@@ -225,7 +228,34 @@ def test_ledger_by_hand(tmp_path):
         "device_seconds": 4.0,
         "tokens": {"en": 27, "de": 10},
         "slots": 50,
+        "flops": 250,
+        # 52 tokens in 70 slots, and 350 FLOPs, of all four steps that were taken.
+        "tokens_per_second": 52 / 1.5,
+        "padding_share": pytest.approx(18 / 70),
+        "flops_per_second": 350 / 1.5,
+        # One second at 1,000 FLOP/s, half a second at 2,000.
+        "mfu": 350 / 2000,
         # 4 device seconds of steps; on 2 devices 3 seconds of loading and compiling, and half a
         # second of validation on 4.
         "dollars": 12.0,
     }
+
+
+def test_a_ledger_of_uncounted_flops_and_unknown_peaks_says_so(tmp_path):
+    step = {"loss": {}, "tokens": {"en": 10}, "slots": 20}
+    with StepLog(tmp_path / "log") as log:
+        log.write("start", seconds=0.0, step=0, device="cpu", devices=1, peak=None)
+        log.write("step", step=0, seconds=0.5, **step, flops=100)
+    lines = read_log(tmp_path / "log")
+    found = ledger(lines, 0)
+    assert (found["flops"], found["flops_per_second"], found["mfu"]) == (100, 200.0, None)
+    # As versions before this one wrote them.
+    with StepLog(tmp_path / "log") as log:
+        log.write("start", seconds=0.0, step=1, device="cpu", devices=1)
+        log.write("step", step=1, seconds=0.5, **step)
+    found = ledger(read_log(tmp_path / "log"), 0)
+    assert (found["flops"], found["flops_per_second"], found["mfu"]) == (None, None, None)
+    assert (found["tokens_per_second"], found["padding_share"]) == (20.0, 0.5)
+    # Nothing to do: all was done before.
+    found = ledger(lines[:1], 0)
+    assert (found["tokens_per_second"], found["padding_share"], found["mfu"]) == (None, None, None)
