@@ -27,6 +27,8 @@ setuptools.setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "scikit-learn>=1.5",
+        # Writes the event files that TensorBoard shows; TensorBoard itself is not needed.
+        "tensorboardX>=2.6.2",
         # Keeps LAPACK to one thread where its threads would wait for each other.
         "threadpoolctl>=3.5",
         "tokenizers>=0.21",

@@ -24,7 +24,7 @@ PAPER_RECIPES = tuple(
 # Sections that a workdir's config may change.
 _FREE = (
     *("combined", "merge", "evaluate", "updates", "dollars_per_device_hour"),
-    *("attention", "cpu_devices", "adapters_at_once", "mesh"),
+    *("attention", "cpu_devices", "adapters_at_once", "mesh", "tensorboard"),
 )
 # Of these, what changes an adapter by no more than rounding.
 _FREE_OF_TRAIN = ("remat", "accumulation", "checkpoint_steps")
@@ -110,6 +110,9 @@ def default() -> ml_collections.ConfigDict:
     # Epochs, learning rate or warm-up that a single adapter has of its own:
     # {"ja": {"epochs": 6, "learning_rate": 1e-5}}.
     config.train.own = ml_collections.ConfigDict()
+
+    # Trainings write event files for TensorBoard: tensorboard --logdir <workdir>/training
+    config.tensorboard = True
 
     # For the cost tables; 0 leaves dollars out.
     config.dollars_per_device_hour = 0.0

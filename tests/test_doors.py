@@ -75,11 +75,13 @@ def project(tmp_path, tiny_config, make_base):
     return base, folder, flags, tmp_path / "work"
 
 
-def test_own_rows_and_base_train_an_adapter_in_peft_format(project):
+def test_own_rows_and_base_train_an_adapter_with_all_that_is_told_of_it(project):
     base, _, flags, workdir = project
     result = run_door("train", *flags)
     assert result.returncode == 0, result.stderr
     assert load_adapter(workdir / "adapters" / "en").base == str(base)
+    (folder,) = workdir.glob("training/en-*")
+    assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
 def test_an_adapter_has_epochs_of_its_own(project, tmp_path):

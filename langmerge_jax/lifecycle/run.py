@@ -116,7 +116,7 @@ class Run:
 
     @functools.cached_property
     def trainer(self) -> Trainer:
-        return Trainer(self.base, self.train_settings())
+        return Trainer(self.base, self.train_settings(), tensorboard=self.config.tensorboard)
 
     def train_settings(self) -> TrainSettings:
         train, lora = self.config.train, self.config.lora

@@ -27,10 +27,13 @@ from langmerge_jax.training.flops import peak_flops, step_flops
 from langmerge_jax.training.programs import AdapterPrograms
 from langmerge_jax.training.settings import TrainSettings, adapter_seed
 from langmerge_jax.training.step import Division, TrainState, cut, make_optimizer
-from langmerge_jax.training.steplog import StepLog
+from langmerge_jax.training.steplog import Logs, StepLog
 from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Step, run_steps
+from langmerge_jax.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
+
+TENSORBOARD = "tensorboard"
 
 
 class Trainer:
@@ -39,12 +42,13 @@ class Trainer:
     Args:
       base: the frozen model.
       settings: hyper-parameters, shared by all adapters.
+      tensorboard: whether each training writes event files for TensorBoard.
 
     Raises:
       InputError: for packing, where attention would look across examples.
     """
 
-    def __init__(self, base: Base, settings: TrainSettings):
+    def __init__(self, base: Base, settings: TrainSettings, *, tensorboard: bool = False):
         if settings.packing and not base.attention.knows_segments:
             raise InputError(
                 f"train.packing: attention {base.attention.backend!r} cannot keep the examples of "
@@ -53,6 +57,7 @@ class Trainer:
         for asked in sorted(set(settings.buckets) - set(settings.lengths)):
             logger.info("train.buckets: %d is padded to %d", asked, bucket(asked, settings.lengths))
         self._base, self._settings = base, settings
+        self._tensorboard = tensorboard
         self._whole = Rules().sharding(base.mesh, (), ())
         self._tx = make_optimizer(
             b1=settings.b1,
@@ -80,8 +85,9 @@ class Trainer:
 
         Args:
           data: {adapter name: its encoded rows}.
-          folder: of this training alone: receives the step log `steps.jsonl`, and checkpoints. If
-            it holds the checkpoints of a killed run, the training goes on from the newest.
+          folder: of this training alone: receives the step log `steps.jsonl`, `tensorboard/` and
+            checkpoints. If it holds the checkpoints of a killed run, the training goes on from the
+            newest.
           validation: {adapter name: encoded rows that the best epoch is chosen by}, needed where
             the settings keep the best.
           start: adapters to go on from, of the same rank and scale, instead of fresh ones.
@@ -107,7 +113,11 @@ class Trainer:
         state = self._fresh(names, start)
         advance = self._advance(names)
         folder.mkdir(parents=True, exist_ok=True)
-        with StepLog(folder / STEPS, writes=jax.process_index() == 0) as log:
+        first = jax.process_index() == 0
+        with (
+            StepLog(folder / STEPS, writes=first) as log,
+            TensorBoard(folder / TENSORBOARD, writes=first and self._tensorboard) as board,
+        ):
             state = run_steps(
                 f"train {', '.join(names)}",
                 state,
@@ -115,7 +125,7 @@ class Trainer:
                 max(steps_of(data, settings).values()),
                 advance,
                 validate=validate,
-                log=log,
+                log=Logs(log, board),
                 checkpoints=Checkpoints(folder / CHECKPOINTS, settings.checkpoint_steps),
                 load_seconds=load_seconds,
                 flops=self._flops,

@@ -18,6 +18,22 @@ class Log(Protocol):
 _APART = ("start", "compile", "validation")
 
 
+class Logs:
+    """Tells several logs of each event.
+
+    Args:
+      *logs: in this order.
+    """
+
+    def __init__(self, *logs: Log):
+        self._logs = logs
+
+    def write(self, event: str, **values: Any) -> None:
+        """Takes one event."""
+        for log in self._logs:
+            log.write(event, **values)
+
+
 class StepLog:
     """Appends to the record of one training run, over all attempts to finish it.
 
