@@ -139,3 +139,21 @@ def config_and_workdir() -> tuple[ml_collections.ConfigDict, pathlib.Path]:
         # ml_collections keeps why a config file could not be loaded until it is used.
         raise InputError(f"--config={path}: {error}") from error
     return config.lock(), pathlib.Path(flags.FLAGS.workdir or f"runs/{path.stem}")
+
+
+def span(flag: str, text: str | None) -> range:
+    """Returns the steps that a flag names as FIRST:END; none without a text.
+
+    Raises:
+      InputError: if the text says something else, or names no step.
+    """
+    if text is None:
+        return range(0)
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    steps = range(*map(int, found.groups())) if found else range(0)
+    if not steps:
+        raise InputError(
+            f"--{flag}={text}: not FIRST:END with FIRST before END; write 10:15 for the steps 10 "
+            "to 14"
+        )
+    return steps

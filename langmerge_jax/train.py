@@ -4,7 +4,8 @@
 
 writes runs/sentiment_en/adapters/en in PEFT format. With --config.combined=True one adapter,
 `combined`, is trained on the rows of all languages together. Adapters that are there already are
-skipped.
+skipped. Beside the adapters, training/<name>/ keeps what the training was like: steps.jsonl, its
+sum ledger.json, and tensorboard/ for `tensorboard --logdir`.
 
 Several processes, of one machine or many, train together over one shared file system: each runs
 this command, with --distributed.
@@ -24,17 +25,24 @@ flags.DEFINE_string(
     "Open MPI). Or by hand: <host>:<port>,<number of processes>,<number of this one, from 0>, with "
     "host and port of process 0. Data, base and workdir must be the same files for all.",
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps",
+    None,
+    "Steps of each training that jax's profiler records into training/<name>/profile, FIRST:END; "
+    "10:15 are the steps 10 to 14, counted from 0. The first steps of each length are compiled.",
+)
 
 
 def main() -> None:
     config, workdir = cli.config_and_workdir()
+    profile = cli.span("profile_steps", _PROFILE_STEPS.value)
     # Imported here, so that --help and wrong flags answer at once.
     from langmerge_jax.lifecycle.run import Run
     from langmerge_jax.lifecycle.training import train_adapters
     from langmerge_jax.parallel.processes import join, leads
 
     join(flags.FLAGS.distributed)
-    run = Run(config, workdir)
+    run = Run(config, workdir, profile=profile)
     if not leads():  # The first speaks for all; what goes wrong, each says itself.
         logging.getLogger().setLevel(logging.WARNING)
     train_adapters(run, combined=config.combined)

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from langmerge_jax import cli
+from langmerge_jax.errors import InputError
 from tests.doors import ROOT
 
 FAILING = """
@@ -47,3 +49,14 @@ def test_a_bug_keeps_its_traceback():
     command = [sys.executable, "-c", FAILING.format("raise KeyError('bug')")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["10", "5:5", "7:3", "-1:3", "1:2:3", "a:b", ":", "", "1.5:2"])
+def test_steps_that_are_no_span_are_refused(text):
+    with pytest.raises(InputError, match=f"^--profile_steps={text}: not FIRST:END .*write 10:15"):
+        cli.span("profile_steps", text)
+
+
+def test_steps_are_a_span_without_its_end():
+    assert cli.span("profile_steps", "10:15") == range(10, 15)
+    assert not cli.span("profile_steps", None)

@@ -77,11 +77,14 @@ def project(tmp_path, tiny_config, make_base):
 
 def test_own_rows_and_base_train_an_adapter_with_all_that_is_told_of_it(project):
     base, _, flags, workdir = project
-    result = run_door("train", *flags)
+    assert "--profile_steps=3: not FIRST:END" in refused_line("train", *flags, "--profile_steps=3")
+    result = run_door("train", *flags, "--profile_steps=0:1")
     assert result.returncode == 0, result.stderr
     assert load_adapter(workdir / "adapters" / "en").base == str(base)
     (folder,) = workdir.glob("training/en-*")
     assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert f"profile of steps 0 to the end: {folder / 'profile'}" in result.stderr
+    assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1
 
 
 def test_an_adapter_has_epochs_of_its_own(project, tmp_path):

@@ -30,17 +30,24 @@ class Run:
     Args:
       config: from `langmerge_jax.config.default`, changed by a config file and flags.
       workdir: where everything is written; claimed for this config.
+      profile: steps of each training that jax's profiler records.
 
     Raises:
       InputError: if the workdir belongs to another config.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: pathlib.Path,
+        *,
+        profile: range = range(0),
+    ):
         if not config.languages or len(set(config.languages)) != len(config.languages):
             raise InputError(f"languages={config.languages}: name each language once, at least one")
         if COMBINED in config.languages:
             raise InputError(f"{COMBINED!r} is the adapter of all languages, no language code")
-        self.config, self.workdir = config, workdir
+        self.config, self.workdir, self._profile = config, workdir, profile
         if config.cpu_devices:
             # At once: no stage may use jax before this, and any stage may be the first to do so.
             jax.config.update("jax_platforms", "cpu")
@@ -116,7 +123,12 @@ class Run:
 
     @functools.cached_property
     def trainer(self) -> Trainer:
-        return Trainer(self.base, self.train_settings(), tensorboard=self.config.tensorboard)
+        return Trainer(
+            self.base,
+            self.train_settings(),
+            tensorboard=self.config.tensorboard,
+            profile=self._profile,
+        )
 
     def train_settings(self) -> TrainSettings:
         train, lora = self.config.train, self.config.lora

@@ -24,6 +24,7 @@ from langmerge_jax.parallel.mesh import Rules, place, put
 from langmerge_jax.training.batches import adapter_steps, steps_of, validation_batches
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.flops import peak_flops, step_flops
+from langmerge_jax.training.profile import Profile
 from langmerge_jax.training.programs import AdapterPrograms
 from langmerge_jax.training.settings import TrainSettings, adapter_seed
 from langmerge_jax.training.step import Division, TrainState, cut, make_optimizer
@@ -33,7 +34,7 @@ from langmerge_jax.training.tensorboard import TensorBoard
 
 logger = logging.getLogger(__name__)
 
-TENSORBOARD = "tensorboard"
+TENSORBOARD, PROFILE = "tensorboard", "profile"
 
 
 class Trainer:
@@ -43,12 +44,20 @@ class Trainer:
       base: the frozen model.
       settings: hyper-parameters, shared by all adapters.
       tensorboard: whether each training writes event files for TensorBoard.
+      profile: steps of each training that jax's profiler records.
 
     Raises:
       InputError: for packing, where attention would look across examples.
     """
 
-    def __init__(self, base: Base, settings: TrainSettings, *, tensorboard: bool = False):
+    def __init__(
+        self,
+        base: Base,
+        settings: TrainSettings,
+        *,
+        tensorboard: bool = False,
+        profile: range = range(0),
+    ):
         if settings.packing and not base.attention.knows_segments:
             raise InputError(
                 f"train.packing: attention {base.attention.backend!r} cannot keep the examples of "
@@ -57,7 +66,7 @@ class Trainer:
         for asked in sorted(set(settings.buckets) - set(settings.lengths)):
             logger.info("train.buckets: %d is padded to %d", asked, bucket(asked, settings.lengths))
         self._base, self._settings = base, settings
-        self._tensorboard = tensorboard
+        self._tensorboard, self._profile = tensorboard, profile
         self._whole = Rules().sharding(base.mesh, (), ())
         self._tx = make_optimizer(
             b1=settings.b1,
@@ -85,9 +94,9 @@ class Trainer:
 
         Args:
           data: {adapter name: its encoded rows}.
-          folder: of this training alone: receives the step log `steps.jsonl`, `tensorboard/` and
-            checkpoints. If it holds the checkpoints of a killed run, the training goes on from the
-            newest.
+          folder: of this training alone: receives the step log `steps.jsonl`, `tensorboard/`,
+            `profile/` and checkpoints. If it holds the checkpoints of a killed run, the training
+            goes on from the newest.
           validation: {adapter name: encoded rows that the best epoch is chosen by}, needed where
             the settings keep the best.
           start: adapters to go on from, of the same rank and scale, instead of fresh ones.
@@ -130,6 +139,7 @@ class Trainer:
                 load_seconds=load_seconds,
                 flops=self._flops,
                 peak=peak_flops(base.mesh.devices.flat[0].device_kind, base.dtype),
+                profile=Profile(folder / PROFILE, self._profile) if first else None,
             )
         found = state.best if validate else state.lora
         by_layer = jax.jit(

@@ -14,6 +14,7 @@ class Log(Protocol):
     def write(self, event: str, **values: Any) -> None:
         """Takes one event."""
 
+
 # What devices are paid for beside the steps.
 _APART = ("start", "compile", "validation")
 
@@ -43,6 +44,7 @@ class StepLog:
       compile     seconds, and which shape was compiled
       checkpoint  seconds the training stood still for it, and steps done
       validation  seconds, steps done, and for each adapter that ended an epoch its loss
+      profile     seconds it stood still to start or end a profile; in no sum of the ledger
       step        number, seconds, and for each adapter loss, learning rate and tokens; `slots` are
                   the tokens the device worked on, padding counted; `flops` the model FLOPs, null
                   where they are not counted

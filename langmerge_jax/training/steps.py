@@ -1,6 +1,7 @@
 """Takes the steps of a training, with checkpoints, a log and a progress display."""
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -18,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from langmerge_jax.progress import Progress, short
 from langmerge_jax.training.checkpoint import Checkpoints
+from langmerge_jax.training.profile import Profile
 from langmerge_jax.training.steplog import Log, speed
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def run_steps(
     load_seconds: float = 0.0,
     flops: Callable[[Step], int] | None = None,
     peak: float | None = None,
+    profile: Profile | None = None,
 ) -> Any:
     """Takes all steps of a training, from its newest checkpoint if it has one.
 
@@ -84,6 +87,7 @@ def run_steps(
       load_seconds: what was spent on loading before, for the log.
       flops: model FLOPs of a step; None leaves them out.
       peak: FLOP/s that a device could do, None if not known.
+      profile: of some steps.
 
     Returns:
       The last state.
@@ -107,9 +111,16 @@ def run_steps(
     if done:
         logger.info("%s: goes on after step %d of %d", what, done, total)
     clock, recent = _Clock(), _Recent(total, possible)
-    with Progress(what, total, "step", done) as progress, _Termination() as termination:
+    with (
+        Progress(what, total, "step", done) as progress,
+        _Termination() as termination,
+        profile or contextlib.nullcontext(),
+    ):
         pending = None
         for number, step in enumerate(itertools.islice(steps, done, None), done):
+            if profile and (seconds := profile.before(number, state)):
+                clock.leave_out(seconds)
+                log.write("profile", seconds=seconds, step=number)
             state, loss, compiling = advance(state, step)
             if compiling:
                 clock.leave_out(compiling)

@@ -12,7 +12,7 @@ from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.training import loop, steps
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.flops import step_flops
-from langmerge_jax.training.loop import TENSORBOARD, Trainer
+from langmerge_jax.training.loop import PROFILE, TENSORBOARD, Trainer
 from langmerge_jax.training.steplog import ledger, read_log, speed
 from langmerge_jax.training.steps import STEPS
 from tests.training.test_train_step import SETTINGS as PLAIN
@@ -30,7 +30,7 @@ class Killed(BaseException):
 def trained(tiny_config, make_base, tmp_path_factory):
     """A training that was killed after six steps of eight, then ended; and what it logged."""
     base = load_base(str(make_base(tiny_config)), mesh=make_mesh())
-    trainer = Trainer(base, SETTINGS, tensorboard=True)
+    trainer = Trainer(base, SETTINGS, tensorboard=True, profile=range(1, 3))
     data = {"en": rows(tiny_config, 8, seed=1), "ja": rows(tiny_config, 16, seed=2)}
     folder = tmp_path_factory.mktemp("trained")
     record, seen, opened, said = steps._record, [], [], []
@@ -127,3 +127,14 @@ def test_the_step_log_counts_model_flops(trained):
     assert 0 < cost["padding_share"] < 1
     # A CPU's peak is not known.
     assert cost["mfu"] is None
+
+
+def test_a_profile_is_recorded_of_the_steps_that_were_asked_for(trained):
+    traces = list((trained.folder / PROFILE).rglob("*.xplane.pb"))
+    assert len(traces) == 1
+    assert traces[0].stat().st_size > 1000
+    assert f"profile of steps 1 to 2: {trained.folder / PROFILE}" in trained.said
+    # The second attempt begins behind them.
+    assert "profile_steps=1:3: no such step was taken here, nothing is recorded" in trained.said
+    stood = [x["step"] for x in read_log(trained.folder / STEPS) if x["event"] == "profile"]
+    assert stood == [1, 3]
