@@ -1,10 +1,20 @@
 """What every test may use: the place of real data, and tiny Llamas on disk."""
 
+import atexit
 import os
 import pathlib
+import tempfile
 
 # Before jax is imported: the tests are for the CPU, whatever the machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests, and the doors they run as processes, compile many of the same programs: each once a
+# session, or with a cache of one's own only when it is new.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="compiled-")
+    atexit.register(_cache.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import numpy as np
 import pytest

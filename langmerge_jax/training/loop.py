@@ -273,7 +273,7 @@ class Trainer:
             for arrays in validation_batches(validation[name], settings):
                 batch = place(arrays, base.mesh, Rules())
                 total += float(programs.losses(state.lora, base.params, batch, active)[0])
-                count += arrays["weight"].sum()
+                count += float(arrays["weight"].sum())
             found[name] = total / count
             place_of_it = self._put(number, np.int32)
             state = programs.keep_best(state, place_of_it, self._put(found[name]))

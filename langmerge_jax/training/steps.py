@@ -116,37 +116,41 @@ def run_steps(
         _Termination() as termination,
         profile or contextlib.nullcontext(),
     ):
-        pending = None
+        pending: list[tuple[int, Step, jax.Array]] = []
+
+        def settle() -> None:
+            """Reads the loss that is still out, if one is."""
+            while pending:
+                progress.update(**recent.after(_record(log, clock, flops, *pending.pop())))
+
+        def aside(event: str, seconds: float, **values: Any) -> None:
+            """Notes what the training stood still for."""
+            clock.leave_out(seconds)
+            log.write(event, seconds=seconds, **values)
+
         for number, step in enumerate(itertools.islice(steps, done, None), done):
             if profile and (seconds := profile.before(number, state)):
-                clock.leave_out(seconds)
-                log.write("profile", seconds=seconds, step=number)
+                aside("profile", seconds, step=number)
             state, loss, compiling = advance(state, step)
             if compiling:
-                clock.leave_out(compiling)
-                log.write("compile", seconds=compiling, length=step.length, groups=len(step.names))
+                aside("compile", compiling, length=step.length, groups=len(step.names))
             # One step behind, so that reading the loss does not hold the device up.
-            if pending:
-                progress.update(**recent.after(_record(log, clock, flops, *pending)))
-            pending = (number, step, loss)
+            settle()
+            pending.append((number, step, loss))
             if validate and step.ended:
-                progress.update(**recent.after(_record(log, clock, flops, *pending)))
-                pending = None
+                settle()
                 start = time.monotonic()
                 state, losses = validate(state, step.ended)
-                clock.leave_out(seconds := time.monotonic() - start)
-                log.write("validation", seconds=seconds, step=number + 1, loss=losses)
-                _tell(what, losses)
+                aside("validation", time.monotonic() - start, step=number + 1, loss=losses)
+                each = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
+                logger.info("%s: loss on validation: %s", what, each)
             ending = termination.asked(number + 1)
             # Also at the end: what is made of the state may take long, or be killed.
             if ending or checkpoints.due(number + 1) or number + 1 == total:
-                if pending:
-                    progress.update(**recent.after(_record(log, clock, flops, *pending)))
-                pending = None
+                settle()
                 start = time.monotonic()
                 checkpoints.save(number + 1, state)
-                clock.leave_out(seconds := time.monotonic() - start)
-                log.write("checkpoint", seconds=seconds, step=number + 1)
+                aside("checkpoint", time.monotonic() - start, step=number + 1)
                 ending = termination.asked(number + 1)
             if ending:
                 checkpoints.close()
@@ -157,11 +161,6 @@ def run_steps(
                 sys.exit(128 + signal.SIGTERM)
     checkpoints.close()
     return state
-
-
-def _tell(what: str, losses: dict[str, float]) -> None:
-    each = ", ".join(f"{name} {loss:.4g}" for name, loss in losses.items())
-    logger.info("%s: loss on validation: %s", what, each)
 
 
 class _Termination:

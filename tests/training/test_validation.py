@@ -79,7 +79,6 @@ def test_the_epoch_that_did_best_on_validation_is_kept(base, trained, validation
     # 'en' has two steps an epoch, 'ja' three.
     assert [step for step, _ in losses["en"]] == [2, 4, 6, 8]
     assert [step for step, _ in losses["ja"]] == [3, 6, 9, 12]
-    assert any(min(x)[1] < x[-1][1] for x in losses.values())
     best_is_last = []
     for name, adapter in adapters.items():
         each = [loss for _, loss in losses[name]]
