@@ -119,8 +119,7 @@ class Trainer:
                     "bring some, or set train.keep='last'"
                 )
             validate = functools.partial(self._validate, names, validation)
-        state = self._fresh(names, start)
-        advance = self._advance(names)
+        state, advance = self.begin(names, start)
         folder.mkdir(parents=True, exist_ok=True)
         first = jax.process_index() == 0
         with (
@@ -148,6 +147,25 @@ class Trainer:
         )(found)
         return unstack(by_layer, names=names, scale=settings.scale, base=base.name)
 
+    def begin(
+        self, names: Sequence[str], start: Mapping[str, Adapter] | None = None
+    ) -> tuple[TrainState, Callable[[TrainState, Step], tuple[TrainState, jax.Array, float]]]:
+        """Returns what a training starts from, and the function that takes one step of it.
+
+        Args:
+          names: of the adapters.
+          start: adapters to go on from, of the same rank and scale, instead of fresh ones.
+
+        Returns:
+          The first state, and (state, step) -> (state, loss [g], seconds spent on compiling), which
+          takes over the memory of the state it is given.
+
+        Raises:
+          InputError: if an adapter to go on from has another rank or scale.
+        """
+        state = self._fresh(names, start)
+        return state, self._advance(names)
+
     def time_alone(
         self, data: Mapping[str, Sequence[Encoded]], rounds: int = 5, timed: int = 4
     ) -> dict[str, dict[str, Any]]:
@@ -167,8 +185,9 @@ class Trainer:
         for name, rows in data.items():
             for step in adapter_steps({name: rows}, self._settings, self._base.mesh):
                 steps[name].setdefault(step.length, []).append(step)
-        states = {name: self._fresh([name], None) for name in data}
-        advances = {name: self._advance([name]) for name in data}
+        states, advances = {}, {}
+        for name in data:
+            states[name], advances[name] = self.begin([name])
         seconds: dict[tuple[str, int], list[float]] = {}
         for turn in range(rounds + 1):
             for name, by_length in steps.items():
@@ -210,7 +229,6 @@ class Trainer:
         return TrainState(lora, optimizer, best, self._put(np.full(len(names), np.inf)))
 
     def _advance(self, names: Sequence[str]) -> Callable:
-        """Returns (state, step) -> (state, loss [g], seconds spent on compiling)."""
         settings, base, rules = self._settings, self._base, Rules()
         programs = self._of(len(names))
         scale = self._put(np.full(len(names), settings.scale))
