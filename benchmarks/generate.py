@@ -25,16 +25,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from flax import nnx
 
 from benchmarks import measuring
 from benchmarks.machine import describe_machine
 from benchmarks.measuring import ROOT, Section
+from benchmarks.random_base import make_random
 from langmerge_jax.files import write_json
-from langmerge_jax.models.checkpoint import load_base, load_tokenizer, save_base
-from langmerge_jax.models.config import LlamaConfig
+from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.models.decoding import Decoder
-from langmerge_jax.models.llama import Llama
 from langmerge_jax.parallel.mesh import make_mesh
 
 _BASE = flags.DEFINE_string("base", "runs/demo/base", "The demo's base model.")
@@ -59,28 +57,6 @@ def main(_) -> None:
     shutil.rmtree(random)
     write_json(pathlib.Path(_OUTPUT.value), sections)
     print(f"written: {_OUTPUT.value}")
-
-
-def make_random(directory: pathlib.Path, with_tokenizer_of: pathlib.Path) -> None:
-    """Writes a Llama of 30 million random weights."""
-    config = LlamaConfig(
-        vocab_size=16_000,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        rms_norm_eps=1e-5,
-        rope_theta=500_000.0,
-        rope_scaling=None,
-        tie_word_embeddings=True,
-        max_position_embeddings=512,
-    )
-    params = nnx.state(Llama(config, rngs=nnx.Rngs(params=0)))
-    # Wider than usual, so that the most likely token stands clear of the next.
-    params = jax.tree.map(lambda x: 3 * x, params)
-    save_base(directory, params, config, load_tokenizer(with_tokenizer_of))
 
 
 def prompts(directory: str) -> list[list[int]]:
