@@ -206,10 +206,14 @@ def beside_torch(
     start = fresh(one, settings, name)
     adapter = scratch / f"adapter-{directory.name}"
     save_adapter(adapter, start[name])
-    layer = settings_of(one, length, "layer")
     contestants = {
         "ours": ours(Trainer(many, settings), taken, start),
-        "ours, remat layer": ours(Trainer(many, layer), taken, start),
+        **{
+            f"ours, remat {remat}": ours(
+                Trainer(many, settings_of(one, length, remat)), taken, start
+            )
+            for remat in ("layer", "products")
+        },
         "ours on one device": ours(Trainer(one, settings), taken, start),
         **{
             f"torch, {who}": theirs(directory, adapter, settings, taken, count)
@@ -222,7 +226,7 @@ def beside_torch(
     seconds = timed_steps(section, contestants, steps, sum(sum(x.tokens.values()) for x in taken))
     peer = min(value for who, value in seconds.items() if who.startswith("torch"))
     section.note("times faster", peer / seconds["ours"], "x", **bars)
-    for who in ("ours, remat layer", "ours on one device"):
+    for who in ("ours, remat layer", "ours, remat products", "ours on one device"):
         section.note(f"times faster, {who}", peer / seconds[who], "x")
     return section
 
