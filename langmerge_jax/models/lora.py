@@ -79,6 +79,32 @@ def without_adapters(groups: int = 1) -> Active:
     return Active(jnp.zeros(groups, jnp.int32), jnp.ones(1))
 
 
+@jax.custom_vjp
+def _up(low: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns low [g, b, s, r] times b [g, r, o], as [g, b, s, o].
+
+    The derivative is spelled out, because jax makes the gradient [g, b, s, o] the left factor in
+    that of b, and XLA on a CPU first transposes a left factor that is contracted over its rows.
+    Here this is the narrow `low`.
+    """
+    return jnp.einsum("gbsr,gro->gbso", low, b)
+
+
+def _up_forward(low: jax.Array, b: jax.Array):
+    return _up(low, b), (low, b)
+
+
+def _up_backward(factors: tuple[jax.Array, jax.Array], gradient: jax.Array):
+    low, b = factors
+    return (
+        jnp.einsum("gbso,gro->gbsr", gradient, b),
+        jnp.einsum("gbsr,gbso->gro", low, gradient),
+    )
+
+
+_up.defvjp(_up_forward, _up_backward)
+
+
 class LoraLinear(nnx.Module):
     """y = x W (+ bias) + scale * (x A) B, with A and B of the adapter that each group names.
 
@@ -137,7 +163,7 @@ class LoraLinear(nnx.Module):
             a = self.lora_a[...][ids].astype(x.dtype)  # [g, i, r]
             b = self.lora_b[...][ids] * active.scale[ids][:, None, None]  # [g, r, o]
             low = jnp.einsum("gbsi,gir->gbsr", self._dropped(x, active.keys), a)
-            y += jnp.einsum("gbsr,gro->gbso", low, b.astype(x.dtype))
+            y += _up(low, b.astype(x.dtype))
         return y
 
     def _dropped(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
