@@ -41,7 +41,9 @@ from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.lora import targets_of
 from langmerge_jax.models.stacking import init_lora, unstack
 from langmerge_jax.parallel.mesh import MESH_AXES, make_mesh
-from langmerge_jax.training.loop import Trainer, TrainSettings, adapter_seed, adapter_steps
+from langmerge_jax.training.batches import adapter_steps
+from langmerge_jax.training.loop import Trainer
+from langmerge_jax.training.settings import TrainSettings, adapter_seed
 from langmerge_jax.training.steps import Step
 
 _BASE = flags.DEFINE_string("base", "runs/demo/base", "The demo's base model.")
@@ -193,7 +195,7 @@ def beside_torch(
     many, one = (load_base(str(directory), mesh=mesh) for mesh in (make_mesh(), one_device()))
     settings = settings_of(one, length)
     data = {name: rows_of(one, length, steps * ROWS, seed=0)}
-    taken = list(adapter_steps(data, settings))
+    taken = list(adapter_steps(data, settings, many.mesh))
     section = Section(
         rows=ROWS,
         length=length,
@@ -256,9 +258,10 @@ def together(directory: pathlib.Path, *, length: int, steps: int) -> Section:
     settings = settings_of(base, length)
     data = {name: rows_of(base, length, steps * ROWS, seed) for seed, name in enumerate(LANGUAGES)}
     trainer = Trainer(base, settings)
-    at_once = list(adapter_steps(data, settings))
+    at_once = list(adapter_steps(data, settings, base.mesh))
     alone = [
-        ours(trainer, list(adapter_steps({name: rows}, settings))) for name, rows in data.items()
+        ours(trainer, list(adapter_steps({name: rows}, settings, base.mesh)))
+        for name, rows in data.items()
     ]
     contestants = {
         "together": ours(trainer, at_once),
