@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # `test` skips the comparisons with torch; `dev` installs it too.
 TEST_EXTRA ?= test
+# Most of a test is compiling, which takes one core.
+TEST_WORKERS ?= 2
 LOCK = requirements.lock
 
 .SECONDARY:
@@ -23,7 +25,7 @@ demo: install
 	touch $@
 
 test: .venv-test/installed-$(TEST_EXTRA)
-	.venv-test/bin/python -m pytest
+	.venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 # Kills small experiments at every moment, four of them; about twenty minutes.
 reliability: .venv-test/installed-test

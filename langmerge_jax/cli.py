@@ -109,8 +109,8 @@ def run(main: Callable[[], None]) -> None:
         )
         # jax reports every platform it does not find, transformers that there is no torch.
         logging.getLogger("jax").setLevel(logging.WARNING)
-        # Orbax tells twenty lines of each checkpoint.
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        # Orbax tells twenty lines of each checkpoint, and of what it raises the whole stack.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         try:
             main()

@@ -81,9 +81,12 @@ def kill_at(
 
 
 def differing(workdir: pathlib.Path, other: pathlib.Path) -> list[str]:
-    """Returns the files of numbers that are not the same to the byte in two finished runs."""
+    """Returns the adapters and numbers that are not the same to the byte in two finished runs."""
     names = [*NUMBERS, *(f"updates/{x}/changes.json" for x in ("en", "en-warm", "es"))]
-    return [name for name in names if (workdir / name).read_text() != (other / name).read_text()]
+    adapters = sorted(other.glob("**/adapters/*/adapter_model.safetensors"))
+    assert adapters
+    names += [str(path.relative_to(other)) for path in adapters]
+    return [name for name in names if (workdir / name).read_bytes() != (other / name).read_bytes()]
 
 
 def repeated(workdir: pathlib.Path, undisturbed: pathlib.Path) -> list[dict[str, Any]]:

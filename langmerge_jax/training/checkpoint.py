@@ -1,7 +1,9 @@
 """Training state on disk, so that a killed run goes on where it stood."""
 
 import logging
+import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -80,6 +82,9 @@ class Checkpoints:
         """Starts to save the state after `done` steps, once the last save is done.
 
         The arrays are copied before this returns, so the next step may overwrite them.
+
+        Raises:
+          OSError: if the last one could not be written. Those before it are there.
         """
         self._wait()
         self._writing = self._manager.save_async(
@@ -89,11 +94,21 @@ class Checkpoints:
             self._wait()
 
     def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            writing.result()
+        except ValueError as error:  # What the system refused comes as a text.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if not code:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(self._directory)) from error
 
     def close(self) -> None:
         """Waits for what is being written."""
+        self._wait()
         self._manager.close()
 
 

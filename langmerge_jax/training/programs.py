@@ -150,10 +150,11 @@ class AdapterPrograms:
             needed, spent = self.step.compile((shape, way), *arguments(way))
             seconds += spent
             free = free_memory(self._mesh)
-            parts = math.prod(way)
-            what = f"{groups} adapters x {rows} rows x {length} tokens in {parts} parts"
+            what = f"{groups} x {rows} rows of {length} tokens"
+            if (parts := math.prod(way)) > 1:
+                what += f" in {parts} parts"
             if all_agree(needed <= free):
-                logger.info("compiled: %s, %s, %.1f s", what, human(needed), spent)
+                logger.info("compiled in %.1f s: %s, %s", spent, what, human(needed))
                 self._divisions[shape] = way
                 return way, seconds
             logger.info("%s needs %s, %s are free", what, human(needed), human(free))

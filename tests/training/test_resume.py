@@ -1,7 +1,9 @@
 """A killed training goes on where it stood and ends as if it had not been killed."""
 
 import dataclasses
+import errno
 import os
+import resource
 import signal
 
 import jax
@@ -140,6 +142,31 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(how, tmp_path, caplog):
     damage(folder / "2", how)
     with pytest.raises(InputError, match=r"none of its checkpoints can be read; remove .* over"):
         Checkpoints(folder, every=1).restore(state)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_where_there_is_no_room_the_checkpoints_before_stay(tmp_path):
+    folder = tmp_path / CHECKPOINTS
+    state = {"a": jax.random.normal(jax.random.key(0), (1 << 20,))}
+    checkpoints = Checkpoints(folder, every=2)
+    checkpoints.save(1, state)
+    checkpoints.save(2, state)
+    checkpoints.close()
+    checkpoints = Checkpoints(folder, every=2)
+    # Files may have a megabyte from now on: a disk that is full.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        checkpoints.save(3, state)
+        with pytest.raises(OSError, match="File too large") as refused:
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refused.value.errno == errno.EFBIG
+    assert refused.value.filename == str(folder)
+    done, found = Checkpoints(folder, every=2).restore(state)
+    assert done == 2
+    np.testing.assert_array_equal(found["a"], state["a"])
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.parallel.mesh import make_mesh
+from langmerge_jax.training import steps
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.steplog import ledger, read_log
 from langmerge_jax.training.steps import STEPS
@@ -75,15 +77,43 @@ def expected(directory, tmp_path_factory):
     return found
 
 
+def train_until(directory: str, mesh: dict[str, int], folder: pathlib.Path, last: int) -> None:
+    """Trains like `train`, but is sent SIGTERM after some steps."""
+    record, seen = steps._record, []
+
+    def terminating(*args):
+        seen.append(args)
+        if len(seen) == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return record(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "_record", terminating)
+        with pytest.raises(SystemExit):
+            train(directory, mesh, folder)
+
+
+def shares(directory: str, mesh: dict[str, int]) -> set[float]:
+    """What share of each array of a training's state one device holds."""
+    base = load_base(directory, mesh=make_mesh(**mesh))
+    state, _ = Trainer(base, SETTINGS).begin(["en"])
+    leaves = [x for x in jax.tree.leaves(state) if x.ndim > 1]
+    return {x.addressable_shards[0].data.size / x.size for x in leaves}
+
+
 EIGHT_DEVICES = """
 import json, pathlib, sys
 import jax, numpy as np
-from tests.training.test_sharding import train
+from tests.training.test_sharding import shares, train, train_until
 
 assert jax.device_count() == 8
 directory, folder = sys.argv[1], pathlib.Path(sys.argv[2])
-for name, mesh in json.loads(sys.argv[3]).items():
+meshes = json.loads(sys.argv[3])
+for name, mesh in meshes.items():
     np.savez(folder / name, **train(directory, mesh, folder / f"log-{name}"))
+train_until(directory, meshes["all"], folder / "cut", 12)
+found = {name: sorted(shares(directory, mesh)) for name, mesh in meshes.items()}
+(folder / "shares.json").write_text(json.dumps(found))
 """
 
 
@@ -99,6 +129,24 @@ def sharded(directory, tmp_path_factory):
 @pytest.mark.parametrize("mesh", MESHES)
 def test_each_axis_of_eight_devices_gives_what_one_device_gives(mesh, sharded, expected):
     assert_same(np.load(sharded / f"{mesh}.npz"), expected)
+
+
+def test_factors_and_optimizer_are_spread_as_the_weights_are(sharded):
+    found = json.loads((sharded / "shares.json").read_text())
+    assert found["data"] == [1.0]
+    # Of each projection A or B has the axis that is spread; 3 of 8 devices do not divide all.
+    assert found["fsdp"][0] == 1 / 8
+    assert found["tensor"][0] == 1 / 8
+    assert set(found["all"]) == {1 / 2}
+
+
+def test_a_training_goes_on_on_another_number_of_devices(sharded, directory, expected):
+    assert_same(train(directory, {}, sharded / "cut"), expected)
+    cost = ledger(read_log(sharded / "cut" / STEPS), 0)
+    assert (cost["steps"], cost["attempts"], cost["repeated_steps"]) == (20, 2, 0)
+    starts = [x for x in read_log(sharded / "cut" / STEPS) if x["event"] == "start"]
+    assert [(x["step"], x["devices"]) for x in starts] == [(0, 8), (starts[1]["step"], 1)]
+    assert 12 <= starts[1]["step"] < 20
 
 
 TWO_PROCESSES = """

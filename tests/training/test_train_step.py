@@ -67,10 +67,15 @@ def assert_same(found, expected, atol):
 
 
 @pytest.mark.parametrize(
-    ("loss", "remat"),
-    [("answers", "none"), ("answers", "layer"), ("answers", "products"), ("all", "layer")],
+    ("loss", "remat", "epochs"),
+    [
+        ("answers", "none", 7),
+        ("answers", "layer", 2),
+        ("answers", "products", 2),
+        ("all", "layer", 2),
+    ],
 )
-def test_training_equals_torch_and_peft(loss, remat, tiny_config, make_base, tmp_path):
+def test_training_equals_torch_and_peft(loss, remat, epochs, tiny_config, make_base, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed (extra `dev`)")
     peft = pytest.importorskip("peft", reason="peft is not installed (extra `dev`)")
     import transformers
@@ -80,7 +85,7 @@ def test_training_equals_torch_and_peft(loss, remat, tiny_config, make_base, tmp
     data = rows(tiny_config, 10, seed=0)
     fresh = dataclasses.replace(SETTINGS, learning_rate=0.0, weight_decay=0.0, epochs=1)
     start = Trainer(base, fresh).train({"en": data}, tmp_path / "none")["en"]
-    settings = dataclasses.replace(SETTINGS, loss=loss, remat=remat)
+    settings = dataclasses.replace(SETTINGS, loss=loss, remat=remat, epochs=epochs)
     found = Trainer(base, settings).train({"en": data}, tmp_path / "log")["en"]
 
     save_adapter(tmp_path / "start", start)
@@ -88,7 +93,9 @@ def test_training_equals_torch_and_peft(loss, remat, tiny_config, make_base, tmp
     model = peft.PeftModel.from_pretrained(model, tmp_path / "start", is_trainable=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
-    steps = list(training_batches(data, rows=4, epochs=2, seed=3, name="en"))
+    steps = list(training_batches(data, rows=4, epochs=epochs, seed=3, name="en"))
+    total_steps, losses = 3 * epochs, []
+    warmup = round(0.2 * total_steps)
     for number, group in enumerate(steps):
         optimizer.zero_grad()
         total, count = 0.0, 0
@@ -98,12 +105,15 @@ def test_training_equals_torch_and_peft(loss, remat, tiny_config, make_base, tmp
             labels[:, :first] = -100
             mean = model(ids, labels=labels).loss
             total, count = total + mean * (len(example) - first), count + len(example) - first
+        losses.append((total / count).item())
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(trained, 0.5)
         for options in optimizer.param_groups:
-            # 6 steps, of which round(0.2 * 6) = 1 warms up, then down to 0.
-            options["lr"] = 1e-2 * (1.0 if number == 0 else (6 - number) / 5)
+            ramp = (number + 1) / warmup
+            options["lr"] = 1e-2 * min(ramp, (total_steps - number) / (total_steps - warmup))
         optimizer.step()
+    lines = [x for x in read_log(tmp_path / "log" / STEPS) if x["event"] == "step"]
+    np.testing.assert_allclose([x["loss"]["en"] for x in lines], losses, rtol=0, atol=1e-4)
     weights = {k: v.numpy() for k, v in peft.get_peft_model_state_dict(model).items()}
     moved = 0.0
     for module, factors in found.modules.items():
