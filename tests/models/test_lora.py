@@ -75,7 +75,7 @@ def test_dropout_drops_inputs_of_a_and_is_right_on_average(linear):
     for group, number in enumerate(ids):
         expected = scale[number] * x[group] @ a[number] @ b[number]
         np.testing.assert_allclose(plain[group], expected, rtol=2e-5, atol=2e-5)
-    draws = jax.vmap(lambda i: apply(jax.random.split(jax.random.key(i), 2)))(jnp.arange(2000))
+    draws = jax.vmap(lambda i: apply(jax.random.split(jax.random.key(i), (2, 2))))(jnp.arange(2000))
     error = np.linalg.norm(draws.mean(axis=0) - plain) / np.linalg.norm(plain)
     one = np.linalg.norm(draws[0] - plain) / np.linalg.norm(plain)
     # One draw errs by about sqrt(p / (1 - p)) of the input's norm.
@@ -85,10 +85,13 @@ def test_dropout_drops_inputs_of_a_and_is_right_on_average(linear):
 
 def test_what_is_dropped_is_an_adapters_own_and_that_of_its_projection(linear):
     x = jnp.ones((2, 2, 5, 40))
-    keys = jax.random.split(jax.random.key(0), 2)
+    keys = jax.random.split(jax.random.key(0), (2, 2))
     both = linear._dropped(x, keys)
     np.testing.assert_array_equal(linear._dropped(x[1:], keys[1:]), both[1:])
     assert set(np.unique(both)) == {0, np.float32(1 / 0.7)}
+    # Also each row's own, so that it does not matter which rows share a batch.
+    np.testing.assert_array_equal(linear._dropped(x[:, 1:], keys[:, 1:]), both[:, 1:])
     assert not np.array_equal(both[0], both[1])
+    assert not np.array_equal(both[:, 0], both[:, 1])
     linear.salt += 1
     assert not np.array_equal(linear._dropped(x, keys), both)

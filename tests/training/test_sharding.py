@@ -36,10 +36,14 @@ MESHES = {
 
 def train(directory: str, mesh: dict[str, int], folder: pathlib.Path) -> dict[str, np.ndarray]:
     """Trains in float64 and returns all factors by name."""
-    with jax.enable_x64(True):
+    # In all threads: checkpoints are read by another.
+    jax.config.update("jax_enable_x64", True)
+    try:
         base = load_base(directory, mesh=make_mesh(**mesh), dtype=np.float64)
         data = {"en": rows(base.config, 40, seed=1), "ja": rows(base.config, 16, seed=2)}
         adapters = Trainer(base, SETTINGS).train(data, folder)
+    finally:
+        jax.config.update("jax_enable_x64", False)
     return {
         f"{name}/{module}/{side}": getattr(factors, side)
         for name, adapter in adapters.items()

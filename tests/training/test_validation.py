@@ -14,7 +14,8 @@ from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import Active
 from langmerge_jax.models.stacking import spec_of, stack
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import steps
+from langmerge_jax.training import loop, steps
+from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.step import token_losses
 from langmerge_jax.training.steplog import ledger, read_log
@@ -97,7 +98,7 @@ def test_validation_has_seconds_of_its_own(trained):
 def test_a_killed_training_keeps_the_same_best(
     when, trainer, trained, data, validation, tmp_path, monkeypatch
 ):
-    record, seen = steps._record, []
+    record, seen, opened = steps._record, [], []
 
     def killing(*args):
         seen.append(args)
@@ -105,9 +106,16 @@ def test_a_killed_training_keeps_the_same_best(
             raise KeyboardInterrupt
         return record(*args)
 
+    def opening(*args):
+        opened.append(Checkpoints(*args))
+        return opened[-1]
+
     monkeypatch.setattr(steps, "_record", killing)
+    monkeypatch.setattr(loop, "Checkpoints", opening)
     with pytest.raises(KeyboardInterrupt):
         trainer.train(data, tmp_path, validation=validation)
+    # Unlike a killed process, this one still writes.
+    opened[0].close()
     monkeypatch.setattr(steps, "_record", record)
     found = trainer.train(data, tmp_path, validation=validation)
     for name, adapter in trained[0].items():
