@@ -20,6 +20,13 @@ _FREE_LENGTH, _LENGTH_STEP = 512, 128
 # Settings that an adapter may have of its own.
 OWN = ("epochs", "learning_rate", "warmup")
 
+# The least and the most that each may be.
+_LIMITS = {
+    **dict.fromkeys(("epochs", "batch_size", "checkpoint_steps"), (1, math.inf)),
+    **dict.fromkeys(("learning_rate", "weight_decay", "accumulation"), (0, math.inf)),
+    "warmup": (0, 1),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
@@ -75,6 +82,11 @@ class TrainSettings:
         for name, known in (("loss", LOSSES), ("remat", REMAT), ("keep", KEEP)):
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"train.{name}={value!r}: choose among {', '.join(known)}")
+        if self.rank < 1:
+            raise InputError(f"lora.rank={self.rank}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"lora.dropout={self.dropout}: must be at least 0 and below 1")
+        _check_limits("train.", {name: getattr(self, name) for name in _LIMITS})
         if not 1 <= len(self.buckets) <= MOST_BUCKETS or min(self.buckets) < 1:
             raise InputError(
                 f"train.buckets={self.buckets}: give one to {MOST_BUCKETS} lengths; each one is "
@@ -86,6 +98,7 @@ class TrainSettings:
                     f"train.own.{name}.{min(unknown)}: an adapter may have {', '.join(OWN)} of its "
                     "own"
                 )
+            _check_limits(f"train.own.{name}.", settings)
 
     def of(self, name: str) -> "TrainSettings":
         """Returns the settings of one adapter."""
@@ -105,6 +118,14 @@ class TrainSettings:
     def lora(self, n: int) -> LoraSpec:
         """Returns the shape of n adapters."""
         return LoraSpec(n, self.rank, self.targets, self.dropout)
+
+
+def _check_limits(prefix: str, settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        least, most = _LIMITS[name]
+        if not least <= value <= most:
+            limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            raise InputError(f"{prefix}{name}={value}: must be {limits}")
 
 
 def adapter_seed(name: str, seed: int) -> int:

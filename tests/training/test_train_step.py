@@ -1,6 +1,7 @@
 """Training gives what PEFT and torch give, and each adapter what it would get alone."""
 
 import dataclasses
+import math
 import re
 
 import jax
@@ -19,7 +20,7 @@ from langmerge_jax.models.lora import LoraSpec
 from langmerge_jax.models.stacking import init_lora
 from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.training.loop import Trainer
-from langmerge_jax.training.settings import TrainSettings, adapter_seed
+from langmerge_jax.training.settings import OWN, TrainSettings, adapter_seed
 from langmerge_jax.training.step import learning_rate, token_losses
 from langmerge_jax.training.steplog import read_log
 from langmerge_jax.training.steps import STEPS
@@ -176,6 +177,30 @@ def test_what_an_adapter_may_not_have_of_its_own_is_refused():
 @pytest.mark.parametrize(("name", "value"), [("loss", "prompts"), ("remat", "dots")])
 def test_unknown_words_of_the_settings_are_refused(name, value):
     with pytest.raises(InputError, match=f"train.{name}='{value}': choose among "):
+        dataclasses.replace(SETTINGS, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limits"),
+    [
+        ("epochs", 0, "at least 1"),
+        ("batch_size", -1, "at least 1"),
+        ("accumulation", -1, "at least 0"),
+        ("warmup", 1.5, "between 0 and 1"),
+        ("learning_rate", math.nan, "at least 0"),
+    ],
+)
+def test_numbers_of_the_settings_have_limits(name, value, limits):
+    with pytest.raises(InputError, match=f"train.{name}={value}: must be {limits}"):
+        dataclasses.replace(SETTINGS, **{name: value})
+    if name in OWN:
+        with pytest.raises(InputError, match=f"train.own.de.{name}={value}: must be {limits}"):
+            dataclasses.replace(SETTINGS, own={"de": {name: value}})
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", 0), ("dropout", 1.0), ("dropout", -0.1)])
+def test_the_shape_of_adapters_has_limits(name, value):
+    with pytest.raises(InputError, match=rf"lora\.{name}={value}: must be at least "):
         dataclasses.replace(SETTINGS, **{name: value})
 
 
