@@ -26,6 +26,7 @@ setuptools.setup(
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "rouge-score>=0.1.2",
         "scikit-learn>=1.5",
         # Writes the event files that TensorBoard shows; TensorBoard itself is not needed.
         "tensorboardX>=2.6.2",
