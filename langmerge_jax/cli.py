@@ -96,8 +96,8 @@ def _terminate(number: int, frame: object) -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a door: parses flags, sets up logging, and says in one line what went wrong.
 
-    InputError ends with status 2, OSError with status 1. SIGTERM, by which a scheduler ends a job,
-    unwinds the door with status 143, so that no half result is left.
+    InputError ends with status 2, OSError and a loss that is not finite with status 1. SIGTERM, by
+    which a scheduler ends a job, unwinds the door with status 143, so that no half result is left.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -118,6 +118,8 @@ def run(main: Callable[[], None]) -> None:
             _bad_input(str(error))
         except OSError as error:
             _end(_said(error), 1)
+        except FloatingPointError as error:  # A loss that is not finite.
+            _end(str(error), 1)
 
     app.run(guarded, flags_parser=_parse_flags)
 

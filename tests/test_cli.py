@@ -37,6 +37,7 @@ def line_of(result):
         ("raise ConnectionResetError(errno.ECONNRESET, 'Reset')", "error: Reset"),
         ("raise OSError('no file\\nof that name')", "error: no file of that name"),
         ("raise TimeoutError", "error: TimeoutError"),
+        ("raise FloatingPointError('the loss is nan')", "error: the loss is nan"),
     ],
 )
 def test_what_the_system_refuses_is_told_with_a_way_out(main, line):

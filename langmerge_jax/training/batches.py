@@ -58,8 +58,8 @@ def _lay_out(
 ) -> dict[str, np.ndarray]:
     """Arrays of one batch of each adapter; answers have at most so many tokens."""
     whole, lengths = settings.loss == "all", settings.lengths
-    length = bucket(max(len(e) for group in groups for e in group), lengths)
     if not settings.packing:
+        length = bucket(max(len(e) for group in groups for e in group), lengths)
         alone = [[[e] for e in group] for group in groups]
         targets = length if whole else answers
         return pad(alone, length, targets, settings.batch_size, whole=whole)

@@ -1,5 +1,6 @@
 """Trains n adapters in one program over one frozen base."""
 
+import collections
 import functools
 import logging
 import math
@@ -20,7 +21,7 @@ from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.lora import Active
 from langmerge_jax.models.stacking import init_lora, stack, unstack
-from langmerge_jax.parallel.mesh import Rules, place, put
+from langmerge_jax.parallel.mesh import PyTree, Rules, place, put
 from langmerge_jax.training.batches import adapter_steps, steps_of, validation_batches
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.flops import peak_flops, step_flops
@@ -111,8 +112,10 @@ class Trainer:
             kept and rows to tell it by are missing, or if a step does not fit the memory.
         """
         names, settings, base = sorted(data), self._settings, self._base
+        _check_rows(data, settings)
         validate = None
         if settings.keep == "best":
+            _check_rows(validation or {}, settings)
             if missing := [name for name in names if not (validation or {}).get(name)]:
                 raise InputError(
                     f"adapter {missing[0]!r} has no validation rows to choose its best epoch by; "
@@ -175,23 +178,28 @@ class Trainer:
           data: {adapter name: its encoded rows}.
           rounds: the adapters take turns, so that a machine that is slower for a while is so for
             all; the median over rounds counts.
-          timed: steps of each length in a round.
+          timed: steps of each shape in a round.
 
         Returns:
-          {adapter name: {seconds: of the whole training, as scaled; steps: {length: number};
-          seconds_a_step: {length: median}}}.
+          {adapter name: {seconds: of the whole training, as scaled; steps: {rows x length: number};
+          seconds_a_step: {rows x length: median}}}.
         """
-        steps: dict[str, dict[int, list[Step]]] = {name: {} for name in data}
+        steps: dict[str, dict[str, list[Step]]] = {name: {} for name in data}
+        counts: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in data}
         for name, rows in data.items():
             for step in adapter_steps({name: rows}, self._settings, self._base.mesh):
-                steps[name].setdefault(step.length, []).append(step)
+                _, count, length = step.arrays["tokens"].shape
+                shape = f"{count} x {length}"
+                counts[name][shape] += 1
+                if counts[name][shape] <= timed:
+                    steps[name].setdefault(shape, []).append(step)
         states, advances = {}, {}
         for name in data:
             states[name], advances[name] = self.begin([name])
-        seconds: dict[tuple[str, int], list[float]] = {}
+        seconds: dict[tuple[str, str], list[float]] = {}
         for turn in range(rounds + 1):
-            for name, by_length in steps.items():
-                for length, some in by_length.items():
+            for name, by_shape in steps.items():
+                for shape, some in by_shape.items():
                     start = time.monotonic()
                     for number in range(timed):
                         step = some[number % len(some)]
@@ -199,14 +207,13 @@ class Trainer:
                         loss.block_until_ready()
                     if turn:  # The first is to warm up.
                         spent = (time.monotonic() - start) / timed
-                        seconds.setdefault((name, length), []).append(spent)
+                        seconds.setdefault((name, shape), []).append(spent)
         found = {}
-        for name, by_length in steps.items():
-            counts = {length: len(some) for length, some in by_length.items()}
-            medians = {length: statistics.median(seconds[name, length]) for length in counts}
+        for name, taken in counts.items():
+            medians = {shape: statistics.median(seconds[name, shape]) for shape in taken}
             found[name] = {
-                "seconds": sum(counts[length] * medians[length] for length in counts),
-                "steps": counts,
+                "seconds": sum(count * medians[shape] for shape, count in taken.items()),
+                "steps": dict(taken),
                 "seconds_a_step": medians,
             }
         return found
@@ -259,7 +266,9 @@ class Trainer:
                 )
 
             shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
-            division, compiling = programs.divide(shape, settings.accumulation, arguments)
+            division, compiling = programs.divide(
+                programs.step, shape, settings.accumulation, arguments
+            )
             state, loss = programs.step((shape, division), *arguments(division))
             return state, loss, compiling
 
@@ -280,8 +289,7 @@ class Trainer:
         ended: Sequence[str],
     ) -> tuple[TrainState, dict[str, float]]:
         """Takes the losses of adapters that ended an epoch, and keeps those that are best."""
-        settings, base = self._settings, self._base
-        programs = self._of(len(names))
+        settings, programs = self._settings, self._of(len(names))
         scale = self._put(np.full(len(names), settings.scale))
         found = {}
         for name in ended:
@@ -289,13 +297,38 @@ class Trainer:
             active = Active(self._put([number], np.int32), scale)
             total, count = 0.0, 0.0
             for arrays in validation_batches(validation[name], settings):
-                batch = place(arrays, base.mesh, Rules())
-                total += float(programs.losses(state.lora, base.params, batch, active)[0])
+                total += self._summed_loss(programs, state.lora, active, arrays)
                 count += float(arrays["weight"].sum())
             found[name] = total / count
+            if not math.isfinite(found[name]):
+                raise FloatingPointError(
+                    f"the loss of adapter {name!r} on validation is {found[name]}; lower the "
+                    "learning rate, in another workdir"
+                )
             place_of_it = self._put(number, np.int32)
             state = programs.keep_best(state, place_of_it, self._put(found[name]))
         return state, found
+
+    def _summed_loss(
+        self,
+        programs: AdapterPrograms,
+        lora: PyTree,
+        active: Active,
+        batch: Mapping[str, np.ndarray],
+    ) -> float:
+        """The losses of a batch of one adapter, in as many parts as the memory asks for."""
+        base = self._base
+
+        def arguments(division: Division, part: int = 0) -> tuple:
+            arrays = {name: cut(x, division)[part] for name, x in batch.items()}
+            return lora, base.params, place(arrays, base.mesh, Rules()), active
+
+        shape = (batch["tokens"].shape, batch["target"].shape)
+        division, _ = programs.divide(programs.losses, shape, 1, arguments)
+        return sum(
+            float(programs.losses((shape, division), *arguments(division, part))[0])
+            for part in range(division.rows)
+        )
 
     def _put(self, values, dtype=np.float32) -> jax.Array:
         return put(np.asarray(values, dtype), self._whole)
@@ -316,6 +349,19 @@ def _dropout_keys(seeds: jax.Array, step: int, rows: int, division: Division) ->
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
 
     return cut(jax.vmap(jax.vmap(key, (None, 0)), (0, None))(seeds, jnp.arange(rows)), division)
+
+
+def _check_rows(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> None:
+    for name, rows in data.items():
+        if not rows:
+            raise InputError(f"adapter {name!r} has no rows; bring some, or leave it out")
+        longest = max(rows, key=len)
+        if len(longest) > settings.lengths[-1]:
+            raise InputError(
+                f"adapter {name!r}: row {longest.id} has {len(longest)} tokens, the longest of "
+                f"train.buckets={settings.buckets} is shorter; add a longer one, or lower "
+                "task.max_length"
+            )
 
 
 def _check_same_shape(start: Mapping[str, Adapter], settings: TrainSettings) -> None:

@@ -81,7 +81,7 @@ class AdapterPrograms:
       where: shardings of a `TrainState`: factors lie as the weights they stand beside, and what
         the optimizer keeps of them likewise.
       step: of `make_step`, by shapes and division of the batch.
-      losses: of `batch_losses`, without its graph.
+      losses: of `batch_losses`, without its graph, likewise.
       keep_best: of `step.keep_best`.
     """
 
@@ -116,38 +116,37 @@ class AdapterPrograms:
         best = (None, None) if settings.keep == "last" else (lora, whole)
         self.where = TrainState(lora, optimizer, *best)
         self.step = Program(make_step(graph, tx), donate=(0,), out_shardings=(self.where, whole))
-        self.losses = jax.jit(functools.partial(batch_losses, graph), out_shardings=whole)
+        losses = functools.partial(batch_losses, graph)
+        self.losses = Program(losses, donate=(), out_shardings=whole)
         self.keep_best = jax.jit(keep_best, donate_argnums=0, out_shardings=self.where)
         self._divisions: dict[Hashable, Division] = {}
 
     def divide(
-        self, shape: tuple, least: int, arguments: Callable[[Division], tuple]
+        self, program: Program, shape: tuple, least: int, arguments: Callable[[Division], tuple]
     ) -> tuple[Division, float]:
-        """Returns the first way to cut a batch that fits the memory, compiled.
+        """Returns the first way to cut a batch with which a program fits the memory, compiled.
 
         Args:
+          program: `step` or `losses`.
           shape: of the batch's tokens [g, b, s] and targets.
-          least: parts, at least.
-          arguments: those of the step, for a division.
+          least: parts, at least, or the most there can be.
+          arguments: those of the program, for a division.
 
         Returns:
           the division, and seconds spent on compiling.
 
         Raises:
-          InputError: if none fits, or none has so many parts.
+          InputError: if none fits.
         """
-        if shape in self._divisions:
-            return self._divisions[shape], 0.0
+        if (program, shape) in self._divisions:
+            return self._divisions[program, shape], 0.0
         (groups, rows, length), _ = shape
-        ways = [way for way in divisions(groups, rows) if math.prod(way) >= least]
-        if not ways:
-            raise InputError(
-                f"train.accumulation={least}: the batch of a step has {groups} x {rows} rows, it "
-                "cannot be cut into more parts"
-            )
+        devices = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        ways = divisions(groups, rows, devices)
+        ways = [way for way in ways if math.prod(way) >= least] or ways[-1:]
         seconds = 0.0
         for way in ways:
-            needed, spent = self.step.compile((shape, way), *arguments(way))
+            needed, spent = program.compile((shape, way), *arguments(way))
             seconds += spent
             free = free_memory(self._mesh)
             what = f"{groups} x {rows} rows of {length} tokens"
@@ -155,11 +154,11 @@ class AdapterPrograms:
                 what += f" in {parts} parts"
             if all_agree(needed <= free):
                 logger.info("compiled in %.1f s: %s, %s", spent, what, human(needed))
-                self._divisions[shape] = way
+                self._divisions[program, shape] = way
                 return way, seconds
             logger.info("%s needs %s, %s are free", what, human(needed), human(free))
         raise InputError(
-            f"a row of {length} tokens needs {human(needed)} of a device's memory, "
+            f"{what} needs {human(needed)} of a device's memory, "
             f"{human(free)} are free; take train.remat='layer', a shorter task.max_length, or "
             "spread the model over more devices (mesh.fsdp, mesh.tensor)"
         )

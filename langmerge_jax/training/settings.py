@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +25,11 @@ OWN = ("epochs", "learning_rate", "warmup")
 _LIMITS = {
     **dict.fromkeys(("epochs", "batch_size", "checkpoint_steps"), (1, math.inf)),
     **dict.fromkeys(("learning_rate", "weight_decay", "accumulation"), (0, math.inf)),
+    **dict.fromkeys(("b1", "b2"), (0, math.nextafter(1, 0))),
+    **dict.fromkeys(("eps", "max_grad_norm"), (sys.float_info.min, math.inf)),
     "warmup": (0, 1),
 }
+_WHOLE = ("epochs", "batch_size", "checkpoint_steps", "accumulation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +47,13 @@ class TrainSettings:
       buckets: sequence lengths a batch is padded to, four at most. Beyond 512 they are rounded up
         to multiples of 128.
       packing: lay several examples of a batch out in one row of the longest bucket, with segments
-        that keep them apart. The batches stay what they are; only their layout changes.
+        that keep them apart. The batches stay what they are, only their layout changes; what
+        dropout drops hangs on the row.
       loss: on the tokens of the `answers`, or on `all`, the prompts' too.
       remat: what is computed again in the backward pass, one of `llama.REMAT`.
-      accumulation: parts, at least, that the batch of a step is cut into, some adapters or rows
-        each; their gradients are added up. 0: as few as fit the memory.
+      accumulation: parts that the batch of a step is cut into, some adapters or rows each, whose
+        gradients are added up: at least so many, if it can be cut into so many. 0: as few as fit
+        the memory.
       keep: the `last` factors, or those of the epoch whose loss on validation is `best`.
       checkpoint_steps: steps that a killed training does again, at most.
       seed: of initial factors and of the order of rows.
@@ -123,6 +129,9 @@ class TrainSettings:
 def _check_limits(prefix: str, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         least, most = _LIMITS[name]
+        if not isinstance(value, int if name in _WHOLE else (int, float)):
+            kind = "a whole number" if name in _WHOLE else "a number"
+            raise InputError(f"{prefix}{name}={value!r}: must be {kind}")
         if not least <= value <= most:
             limits = f"at least {least}" if most == math.inf else f"between {least} and {most}"
             raise InputError(f"{prefix}{name}={value}: must be {limits}")

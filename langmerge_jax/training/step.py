@@ -103,13 +103,15 @@ class Division(NamedTuple):
     rows: int
 
 
-def divisions(groups: int, rows: int) -> list[Division]:
+def divisions(groups: int, rows: int, devices: int = 1) -> list[Division]:
     """Returns the ways to cut a batch, the fewest parts first.
 
-    Groups are parted before the rows of a group are: rows are what is spread over devices.
+    Groups are parted before the rows of a group are: rows are what is spread over devices. Where
+    so many devices share the rows evenly, they share those of each part evenly.
     """
     apart = [Division(x, 1) for x in range(1, groups + 1) if groups % x == 0]
-    return apart + [Division(groups, x) for x in range(2, rows + 1) if rows % x == 0]
+    unit = devices if rows % devices == 0 else 1
+    return apart + [Division(groups, x) for x in range(2, rows + 1) if rows % (x * unit) == 0]
 
 
 def cut(x: np.ndarray | jax.Array, division: Division) -> np.ndarray | jax.Array:
@@ -209,5 +211,5 @@ def keep_best(state: TrainState, number: jax.Array, loss: jax.Array) -> TrainSta
     return dataclasses.replace(
         state,
         best=jax.tree.map(replace, state.best, state.lora),
-        best_loss=state.best_loss.at[number].min(loss),
+        best_loss=state.best_loss.at[number].set(jnp.where(better, loss, state.best_loss[number])),
     )

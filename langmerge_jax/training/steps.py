@@ -113,7 +113,7 @@ def run_steps(
     clock, recent = _Clock(), _Recent(total, possible)
     with (
         Progress(what, total, "step", done) as progress,
-        _Termination() as termination,
+        _Termination(done) as termination,
         profile or contextlib.nullcontext(),
     ):
         pending: list[tuple[int, Step, jax.Array]] = []
@@ -173,8 +173,11 @@ class _Termination:
     # Steps of the trainings before: jax is told numbers that never go back.
     _earlier = 0
 
+    def __init__(self, first: int):
+        self._first = self._done = first
+
     def __enter__(self) -> "_Termination":
-        self._asked, self._done = False, 0
+        self._asked = False
         self._joined = jax.distributed.is_initialized()
         # Only the main thread may change who hears a signal.
         main = threading.current_thread() is threading.main_thread()
@@ -184,7 +187,7 @@ class _Termination:
         return self
 
     def __exit__(self, *_) -> None:
-        _Termination._earlier += self._done
+        _Termination._earlier += self._done - self._first
         if self._hears:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
@@ -192,7 +195,7 @@ class _Termination:
         """Returns whether to end after `done` steps; to be called after each."""
         self._done = done
         if self._joined:
-            return multihost_utils.reached_preemption_sync_point(self._earlier + done)
+            return multihost_utils.reached_preemption_sync_point(self._earlier + done - self._first)
         return self._asked
 
     def _hear(self, *_) -> None:
@@ -259,7 +262,8 @@ def _record(
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss of adapter {name!r} is {value} at step {number}, on rows "
-                f"{', '.join(step.ids[name])}; look at these, or lower the learning rate"
+                f"{', '.join(step.ids[name])}; look at these, or lower the learning "
+                "rate, in another workdir"
             )
     line = {
         "step": number,

@@ -94,6 +94,9 @@ def test_a_packed_row_by_hand():
 def test_divisions_part_groups_before_rows():
     assert divisions(4, 2) == [(1, 1), (2, 1), (4, 1), (4, 2)]
     assert divisions(5, 3) == [(1, 1), (5, 1), (5, 3)]
+    # Two devices share the rows of each part, but not three of the eight.
+    assert divisions(1, 8, devices=2) == [(1, 1), (1, 2), (1, 4)]
+    assert divisions(1, 8, devices=3) == [(1, 1), (1, 2), (1, 4), (1, 8)]
     x = np.arange(4 * 2).reshape(4, 2)
     assert cut(x, Division(2, 1)).tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
     assert cut(x, Division(4, 2)).tolist() == [[[i]] for i in range(8)]
@@ -108,8 +111,8 @@ def dropping(wide, tmp_path_factory):
 
 def test_batches_in_parts_train_what_whole_ones_train(wide, dropping, tmp_path):
     base, data = wide
-    # Both groups in parts of one row, and the one that is left in four.
-    settings = dataclasses.replace(DROPPING, accumulation=4)
+    # Rows one by one; the adapter that is left alone has too few for so many parts.
+    settings = dataclasses.replace(DROPPING, accumulation=8)
     found = Trainer(base, settings).train(data, tmp_path)
     for name, adapter in dropping.items():
         assert_same(found[name], adapter, atol=1e-9)
@@ -141,10 +144,22 @@ def test_what_does_not_fit_in_any_part_is_refused(wide, tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "free_memory", lambda mesh: 2.0**10)
     one = {"en": data["en"][:1]}
     settings = dataclasses.replace(SETTINGS, batch_size=1)
-    with pytest.raises(InputError, match=r"a row of 16 tokens needs .* MiB of a device's memory, "):
+    with pytest.raises(InputError, match=r"1 x 1 rows of 16 tokens needs .* MiB of a device's m"):
         Trainer(base, settings).train(one, tmp_path)
-    with pytest.raises(InputError, match=r"train\.accumulation=9: the batch of a step has 1 x 1"):
-        Trainer(base, dataclasses.replace(settings, accumulation=9)).train(one, tmp_path)
+
+
+def test_rows_that_no_bucket_holds_are_refused_before_the_first_step(wide, tmp_path):
+    base, data = wide
+    long = Encoded((5,) * 30, (6,) * 3, id="en-7")
+    line = r"adapter 'en': row en-7 has 33 tokens, the longest of train\.buckets=\(16, 32\) is sh"
+    with pytest.raises(InputError, match=line):
+        Trainer(base, SETTINGS).train({**data, "en": [*data["en"], long]}, tmp_path / "log")
+    best = Trainer(base, dataclasses.replace(SETTINGS, keep="best"))
+    with pytest.raises(InputError, match=line):
+        best.train(data, tmp_path / "log", validation=data | {"en": [long]})
+    with pytest.raises(InputError, match="adapter 'ja' has no rows"):
+        Trainer(base, SETTINGS).train(data | {"ja": []}, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
 
 
 def test_buckets_are_rounded_up_said_and_few(wide, caplog):

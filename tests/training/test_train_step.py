@@ -188,6 +188,8 @@ def test_unknown_words_of_the_settings_are_refused(name, value):
         ("accumulation", -1, "at least 0"),
         ("warmup", 1.5, "between 0 and 1"),
         ("learning_rate", math.nan, "at least 0"),
+        ("max_grad_norm", 0.0, "at least "),
+        ("b1", 1.0, "between 0 and "),
     ],
 )
 def test_numbers_of_the_settings_have_limits(name, value, limits):
@@ -196,6 +198,13 @@ def test_numbers_of_the_settings_have_limits(name, value, limits):
     if name in OWN:
         with pytest.raises(InputError, match=f"train.own.de.{name}={value}: must be {limits}"):
             dataclasses.replace(SETTINGS, own={"de": {name: value}})
+
+
+def test_words_and_parts_are_no_numbers_of_epochs():
+    with pytest.raises(InputError, match=r"train\.own\.de\.epochs=1\.5: must be a whole number"):
+        dataclasses.replace(SETTINGS, own={"de": {"epochs": 1.5}})
+    with pytest.raises(InputError, match=r"train\.own\.de\.warmup='1': must be a number"):
+        dataclasses.replace(SETTINGS, own={"de": {"warmup": "1"}})
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", 0), ("dropout", 1.0), ("dropout", -0.1)])

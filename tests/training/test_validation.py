@@ -14,10 +14,10 @@ from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import Active
 from langmerge_jax.models.stacking import spec_of, stack
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import loop, steps
+from langmerge_jax.training import loop, programs, steps
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.loop import Trainer
-from langmerge_jax.training.step import token_losses
+from langmerge_jax.training.step import divisions, token_losses
 from langmerge_jax.training.steplog import ledger, read_log
 from langmerge_jax.training.steps import STEPS
 from tests.training.test_train_step import SETTINGS, rows
@@ -86,6 +86,21 @@ def test_the_epoch_that_did_best_on_validation_is_kept(base, trained, validation
         assert loss_of(base, adapter, validation[name]) == pytest.approx(min(each), rel=1e-5)
         best_is_last.append(each[-1] == min(each))
     assert not all(best_is_last)
+
+
+def test_validation_in_parts_finds_the_same_losses(
+    base, trainer, trained, validation, monkeypatch, caplog
+):
+    def losses(trainer):
+        state, _ = trainer.begin(["en", "ja"], trained[0])
+        return trainer._validate(["en", "ja"], validation, state, ["en", "ja"])[1]
+
+    whole = losses(trainer)
+    # As if only one row fitted the memory.
+    monkeypatch.setattr(programs, "divisions", lambda *shape: divisions(*shape)[-1:])
+    with caplog.at_level("INFO"):
+        assert losses(Trainer(base, SETTINGS)) == pytest.approx(whole, rel=1e-5)
+    assert "1 x 4 rows of 32 tokens in 4 parts" in caplog.text
 
 
 def test_validation_has_seconds_of_its_own(trained):
