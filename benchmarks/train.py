@@ -24,7 +24,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.sharding import AxisType, Mesh
@@ -39,7 +38,7 @@ from langmerge_jax.data.tasks import Encoded
 from langmerge_jax.files import write_json
 from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.lora import targets_of
-from langmerge_jax.models.stacking import init_lora, unstack
+from langmerge_jax.models.stacking import init_lora, swap_leading, unstack
 from langmerge_jax.parallel.mesh import MESH_AXES, make_mesh
 from langmerge_jax.training.batches import adapter_steps
 from langmerge_jax.training.loop import Trainer
@@ -236,8 +235,7 @@ def beside_torch(
 def fresh(base: Base, settings: TrainSettings, name: str) -> dict[str, Adapter]:
     """Returns an adapter as `Trainer` starts it, under its name."""
     lora = init_lora(base.config, settings.lora(1), [adapter_seed(name, settings.seed)])
-    by_layer = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
-    return unstack(by_layer, names=[name], scale=settings.scale, base=base.name)
+    return unstack(swap_leading(lora), names=[name], scale=settings.scale, base=base.name)
 
 
 def timed_steps(

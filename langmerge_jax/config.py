@@ -26,7 +26,7 @@ _FREE = (
     *("combined", "merge", "evaluate", "updates", "dollars_per_device_hour"),
     *("attention", "cpu_devices", "adapters_at_once", "mesh", "tensorboard"),
 )
-# Of these, what changes an adapter by no more than rounding.
+# Of the section `train`, what changes an adapter by no more than rounding.
 _FREE_OF_TRAIN = ("remat", "accumulation", "checkpoint_steps")
 
 

@@ -85,6 +85,13 @@ def test_own_rows_and_base_train_an_adapter_with_all_that_is_told_of_it(project)
     assert len(list((folder / "tensorboard").iterdir())) == 1
     assert f"profile of steps 0 to the end: {folder / 'profile'}" in result.stderr
     assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1
+    line = refused_line("train", *flags, "--config.adapters_at_once=-1")
+    assert "adapters_at_once=-1: give a number of adapters, or 0 for all" in line
+    # What changes an adapter by no more than rounding makes no other adapter.
+    free = ("--config.train.remat=layer", "--config.train.accumulation=2")
+    result = run_door("train", *flags, *free)
+    assert result.returncode == 0, result.stderr
+    assert "adapters there already, skipped: en" in result.stderr
 
 
 def test_an_adapter_has_epochs_of_its_own(project, tmp_path):

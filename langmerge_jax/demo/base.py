@@ -236,7 +236,9 @@ def _fit(
         rate = jax.device_put(np.float32(work.rates[0]), whole)
         shape = (work.length, work.arrays["target"].shape[2])
         arguments = (state, place(work.arrays, mesh, rules), rate)
-        _, compiling = (0, 0.0) if shape in program else program.compile(shape, *arguments)
+        compiling = 0.0
+        if shape not in program:
+            _, compiling = program.compile(shape, *arguments)
         state, loss = program(shape, *arguments)
         return state, loss, compiling
 

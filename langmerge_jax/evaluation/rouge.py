@@ -20,7 +20,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-# Said how letters join, within a word; they are no end of it.
+# Zero-width (non-)joiners shape the letters of one word.
 _JOINERS = "\u200c\u200d"
 
 
@@ -80,7 +80,7 @@ def rouge(
 
 @functools.cache
 def _scorer(ascii_only: bool):
-    # Imports nltk, which takes a second.
+    # Slow to import.
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(ROUGE, tokenizer=None if ascii_only else UnicodeTokenizer())

@@ -50,8 +50,9 @@ def read(output: str, source: str, *, fuzzy: float = 1.0) -> Quoted:
     if themes is None:
         return Quoted((), (), True)
     known = _plain(source)
-    examples = tuple(x for theme in themes for x in theme if _plain(x).strip("'\" "))
-    invented = tuple(x for x in examples if not _stands_in(_plain(x).strip("'\" "), known, fuzzy))
+    bare = {x: _plain(x).strip("'\" ") for theme in themes for x in theme}
+    examples = tuple(x for theme in themes for x in theme if bare[x])
+    invented = tuple(x for x in examples if not _stands_in(bare[x], known, fuzzy))
     return Quoted(examples, invented, False)
 
 

@@ -81,10 +81,10 @@ def train_targets(run: Run, targets: Mapping[str, Target]) -> None:
       targets: {adapter name: what is wanted}.
     """
     joining = [entry.partition("=")[0] for entry in run.config.updates.plan]
-    names = sorted({*targets, *run.languages, *joining, COMBINED})
-    if unknown := set(run.config.train.own) - set(names):
+    known = sorted({*targets, *run.languages, *joining, COMBINED})
+    if unknown := set(run.config.train.own) - set(known):
         raise InputError(
-            f"train.own.{min(unknown)}: the adapters of this run are {', '.join(names)}"
+            f"train.own.{min(unknown)}: the adapters of this run are {', '.join(known)}"
         )
     base = run.base_identity
     inputs = {name: _inputs(run, name, target, base) for name, target in targets.items()}

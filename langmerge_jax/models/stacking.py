@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -134,6 +135,11 @@ def unstack(
                 )
         adapters[name] = Adapter(modules, base=base, task_type="CAUSAL_LM")
     return adapters
+
+
+def swap_leading(lora: nnx.State) -> nnx.State:
+    """Turns leaves [n, l, ...], as training has them, into the model's [l, n, ...], and back."""
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
 
 
 def init_lora(config: LlamaConfig, spec: LoraSpec, seeds: Sequence[int]) -> nnx.State:

@@ -3,9 +3,6 @@
 import math
 import pathlib
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 # Not all of what is free lies in one piece.
@@ -26,13 +23,6 @@ def free_memory(mesh: Mesh) -> float:
         return math.inf
     lines = dict(line.split(":", 1) for line in _HOST.read_text().splitlines())
     return _USABLE * int(lines["MemAvailable"].split()[0]) * 1024 / len(devices)
-
-
-def all_agree(so: bool) -> bool:
-    """Returns whether it is so in every process."""
-    if jax.process_count() == 1:
-        return so
-    return bool(multihost_utils.process_allgather(np.array(so)).all())
 
 
 def human(count: float) -> str:

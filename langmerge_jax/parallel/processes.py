@@ -92,11 +92,11 @@ def agree(make: Callable[[], T]) -> T:
     if jax.process_index() == 0:
         try:
             value = make()
-        except Exception as error:
-            if isinstance(error, InputError):
-                _told({"refused": str(error)})
-            else:
-                _told({"failed": f"{type(error).__name__}: {error}"})
+        except InputError as error:
+            _told({"refused": str(error)})
+            raise
+        except Exception as error:  # Whatever it is, the others would wait for ever.
+            _told({"failed": f"{type(error).__name__}: {error}"})
             raise
         return _told({"value": value})["value"]
     told = _told(None)
@@ -113,6 +113,11 @@ def alike(digest: str) -> bool:
         return True
     digests = multihost_utils.process_allgather(np.frombuffer(digest.encode(), np.uint8))
     return bool((digests == digests[0]).all())
+
+
+def all_agree(so: bool) -> bool:
+    """Returns in all processes whether it is so in each of them."""
+    return so if _alone() else bool(multihost_utils.process_allgather(np.array(so)).all())
 
 
 def _alone() -> bool:

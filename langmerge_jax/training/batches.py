@@ -38,18 +38,18 @@ def adapter_steps(
         groups = [next(streams[n]) for n in live]
         arrays = _lay_out(groups, settings, answers, mesh)
         yield Step(
-            number,
-            live,
-            [
+            number=number,
+            names=live,
+            rates=[
                 learning_rate(number, total[n], peak=of[n].learning_rate, warmup=of[n].warmup)
                 for n in live
             ],
-            arrays["tokens"].shape[-1],
-            arrays,
-            {n: sum(map(len, group)) for n, group in zip(live, groups, strict=True)},
-            {n: [e.id for e in group] for n, group in zip(live, groups, strict=True)},
-            [n for n in live if (number + 1) % each[n] == 0],
-            [len(e) for group in groups for e in group],
+            length=arrays["tokens"].shape[-1],
+            arrays=arrays,
+            tokens={n: sum(map(len, group)) for n, group in zip(live, groups, strict=True)},
+            ids={n: [e.id for e in group] for n, group in zip(live, groups, strict=True)},
+            ended=[n for n in live if (number + 1) % each[n] == 0],
+            lengths=[len(e) for group in groups for e in group],
         )
 
 

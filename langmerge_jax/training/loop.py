@@ -20,8 +20,9 @@ from langmerge_jax.data.tasks import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.lora import Active
-from langmerge_jax.models.stacking import init_lora, stack, unstack
+from langmerge_jax.models.stacking import init_lora, stack, swap_leading, unstack
 from langmerge_jax.parallel.mesh import PyTree, Rules, place, put
+from langmerge_jax.parallel.processes import leads
 from langmerge_jax.training.batches import adapter_steps, steps_of, validation_batches
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.flops import peak_flops, step_flops
@@ -124,10 +125,9 @@ class Trainer:
             validate = functools.partial(self._validate, names, validation)
         state, advance = self.begin(names, start)
         folder.mkdir(parents=True, exist_ok=True)
-        first = jax.process_index() == 0
         with (
-            StepLog(folder / STEPS, writes=first) as log,
-            TensorBoard(folder / TENSORBOARD, writes=first and self._tensorboard) as board,
+            StepLog(folder / STEPS, writes=leads()) as log,
+            TensorBoard(folder / TENSORBOARD, writes=leads() and self._tensorboard) as board,
         ):
             state = run_steps(
                 f"train {', '.join(names)}",
@@ -141,13 +141,10 @@ class Trainer:
                 load_seconds=load_seconds,
                 flops=self._flops,
                 peak=peak_flops(base.mesh.devices.flat[0].device_kind, base.dtype),
-                profile=Profile(folder / PROFILE, self._profile) if first else None,
+                profile=Profile(folder / PROFILE, self._profile) if leads() else None,
             )
         found = state.best if validate else state.lora
-        by_layer = jax.jit(
-            lambda lora: jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora),
-            out_shardings=self._whole,
-        )(found)
+        by_layer = jax.jit(swap_leading, out_shardings=self._whole)(found)
         return unstack(by_layer, names=names, scale=settings.scale, base=base.name)
 
     def begin(
@@ -224,7 +221,7 @@ class Trainer:
         if start:
             _check_same_shape(start, settings)
             lora = stack({n: start[n] for n in names}, base.config, spec, base.dtype, scaled=False)
-            lora = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora)
+            lora = swap_leading(lora)
         else:
             lora = init_lora(base.config, spec, [adapter_seed(n, settings.seed) for n in names])
         lora = put(lora, where.lora)
@@ -305,8 +302,7 @@ class Trainer:
                     f"the loss of adapter {name!r} on validation is {found[name]}; lower the "
                     "learning rate, in another workdir"
                 )
-            place_of_it = self._put(number, np.int32)
-            state = programs.keep_best(state, place_of_it, self._put(found[name]))
+            state = programs.keep_best(state, self._put(number, np.int32), self._put(found[name]))
         return state, found
 
     def _summed_loss(

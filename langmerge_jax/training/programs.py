@@ -15,8 +15,9 @@ from jax.sharding import NamedSharding
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.stacking import split_lora
-from langmerge_jax.parallel.memory import all_agree, free_memory, human
+from langmerge_jax.parallel.memory import free_memory, human
 from langmerge_jax.parallel.mesh import Rules
+from langmerge_jax.parallel.processes import all_agree
 from langmerge_jax.training.settings import TrainSettings
 from langmerge_jax.training.step import (
     Division,

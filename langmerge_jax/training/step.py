@@ -11,6 +11,7 @@ from flax import nnx
 
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import Active
+from langmerge_jax.models.stacking import swap_leading
 
 PyTree = Any
 
@@ -138,7 +139,7 @@ def batch_losses(
       batch: arrays of `data.batching.pad`.
       active: the adapters of the groups.
     """
-    model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), lora), base)
+    model = nnx.merge(graph, swap_leading(lora), base)
     packed = {name: batch.get(name) for name in ("positions", "segments")}
     hidden = model(batch["tokens"], active, **packed)
     return token_losses(model, hidden, batch).sum(axis=(1, 2))

@@ -7,16 +7,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+# What devices are paid for beside the steps.
+_APART = ("start", "compile", "validation")
+
 
 class Log(Protocol):
     """What is told of each event of a training."""
 
     def write(self, event: str, **values: Any) -> None:
         """Takes one event."""
-
-
-# What devices are paid for beside the steps.
-_APART = ("start", "compile", "validation")
 
 
 class Logs:

@@ -175,6 +175,20 @@ def test_buckets_are_rounded_up_said_and_few(wide, caplog):
             dataclasses.replace(SETTINGS, buckets=wrong)
 
 
+def test_timing_alone_tells_packed_shapes_apart(wide):
+    base, _ = wide
+    # A row of 48 tokens has room for one example here, for two there: as many rows, or half.
+    lengths = [40] * 4 + [20] * 4
+    packed = [Encoded((5,) * (n - 1), (6,)) for n in lengths]
+    settings = dataclasses.replace(SETTINGS, epochs=1, packing=True, buckets=(48,))
+    found = Trainer(base, settings).time_alone({"en": packed}, rounds=1, timed=1)["en"]
+    steps = list(adapter_steps({"en": packed}, settings, base.mesh))
+    shapes = [f"{rows} x 48" for rows in (step.arrays["tokens"].shape[1] for step in steps)]
+    assert found["steps"] == {shape: shapes.count(shape) for shape in shapes}
+    assert len(found["steps"]) == 2
+    assert found["seconds"] == pytest.approx(sum(found["seconds_a_step"].values()))
+
+
 def test_each_length_and_number_of_adapters_is_compiled_once(wide, tmp_path):
     base, data = wide
     settings = dataclasses.replace(SETTINGS, epochs=2)

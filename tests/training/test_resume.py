@@ -9,24 +9,22 @@ import signal
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import loop, steps
+from langmerge_jax.training import steps
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.steplog import StepLog, ledger, read_log
 from langmerge_jax.training.steps import CHECKPOINTS, STEPS
+from tests.training.interrupting import killed_after, terminated_after
 from tests.training.test_train_step import SETTINGS as PLAIN
 from tests.training.test_train_step import rows
 
 # What is dropped must be the same in a step that is done twice.
 SETTINGS = dataclasses.replace(PLAIN, rslora=True, dropout=0.2)
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -41,31 +39,12 @@ def trainer(base):
 
 
 @pytest.mark.parametrize("when", [1, 2, 5, 7])
-def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_path, monkeypatch):
+def test_a_resumed_training_gives_the_same_bits(when, trainer, tiny_config, tmp_path):
     data = {"en": rows(tiny_config, 8, seed=1), "ja": rows(tiny_config, 16, seed=2)}
     whole = trainer.train(data, tmp_path / "whole")
 
-    record, seen = steps._record, []
-
-    def killing(*args):
-        if len(seen) == when:
-            raise Killed
-        seen.append(args)
-        return record(*args)
-
-    opened = []
-
-    def opening(*args):
-        opened.append(Checkpoints(*args))
-        return opened[-1]
-
-    monkeypatch.setattr(steps, "_record", killing)
-    monkeypatch.setattr(loop, "Checkpoints", opening)
-    with pytest.raises(Killed):
+    with killed_after(when):
         trainer.train(data, tmp_path / "cut")
-    # Unlike a killed process, this one still writes.
-    opened[0].close()
-    monkeypatch.setattr(steps, "_record", record)
     found = trainer.train(data, tmp_path / "cut")
     for name, adapter in whole.items():
         for module, factors in adapter.modules.items():
@@ -170,30 +149,34 @@ def test_where_there_is_no_room_the_checkpoints_before_stay(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 
-def test_sigterm_ends_a_training_with_its_state_saved(trainer, tiny_config, tmp_path, monkeypatch):
+def test_sigterm_ends_a_training_with_its_state_saved(trainer, tiny_config, tmp_path):
     data = {"en": rows(tiny_config, 20, seed=1)}
     whole = trainer.train(data, tmp_path / "whole")["en"]
-    record, seen = steps._record, []
-
-    def terminating(*args):
-        seen.append(args)
-        if len(seen) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return record(*args)
-
-    monkeypatch.setattr(steps, "_record", terminating)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended:
+    with terminated_after(3):
         trainer.train(data, tmp_path / "cut")
-    assert ended.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
-    monkeypatch.setattr(steps, "_record", record)
     found = trainer.train(data, tmp_path / "cut")["en"]
     for module, factors in whole.modules.items():
         np.testing.assert_array_equal(found.modules[module].a, factors.a)
         np.testing.assert_array_equal(found.modules[module].b, factors.b)
     cost = ledger(read_log(tmp_path / "cut" / STEPS), 0)
     assert (cost["attempts"], cost["steps"], cost["repeated_steps"]) == (2, 10, 0)
+
+
+def test_jax_is_told_steps_that_follow_one_another_whatever_was_done_before(monkeypatch):
+    told = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: told.append(step)
+    )
+    # The second goes on after its fifth step.
+    for first, count in ((0, 2), (5, 3)):
+        with steps._Termination(first) as termination:
+            for done in range(first + 1, first + count + 1):
+                termination.asked(done)
+    # A number that is left out might be the one at which jax has all of them end.
+    assert [x - told[0] for x in told] == [0, 1, 2, 3, 4]
 
 
 def test_training_goes_on_from_an_adapter(base, trainer, tiny_config, tmp_path):

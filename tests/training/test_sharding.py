@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +14,10 @@ import pytest
 
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import steps
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.steplog import ledger, read_log
 from langmerge_jax.training.steps import STEPS
+from tests.training.interrupting import terminated_after
 from tests.training.test_train_step import SETTINGS, rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,18 +82,8 @@ def expected(directory, tmp_path_factory):
 
 def train_until(directory: str, mesh: dict[str, int], folder: pathlib.Path, last: int) -> None:
     """Trains like `train`, but is sent SIGTERM after some steps."""
-    record, seen = steps._record, []
-
-    def terminating(*args):
-        seen.append(args)
-        if len(seen) == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return record(*args)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "_record", terminating)
-        with pytest.raises(SystemExit):
-            train(directory, mesh, folder)
+    with terminated_after(last - 1):
+        train(directory, mesh, folder)
 
 
 def shares(directory: str, mesh: dict[str, int]) -> set[float]:
@@ -138,7 +127,7 @@ def test_each_axis_of_eight_devices_gives_what_one_device_gives(mesh, sharded, e
 def test_factors_and_optimizer_are_spread_as_the_weights_are(sharded):
     found = json.loads((sharded / "shares.json").read_text())
     assert found["data"] == [1.0]
-    # Of each projection A or B has the axis that is spread; 3 of 8 devices do not divide all.
+    # Of A or B, one has the axis that is spread; the other is whole.
     assert found["fsdp"][0] == 1 / 8
     assert found["tensor"][0] == 1 / 8
     assert set(found["all"]) == {1 / 2}

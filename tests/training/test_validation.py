@@ -14,12 +14,12 @@ from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import Active
 from langmerge_jax.models.stacking import spec_of, stack
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import loop, programs, steps
-from langmerge_jax.training.checkpoint import Checkpoints
+from langmerge_jax.training import programs
 from langmerge_jax.training.loop import Trainer
-from langmerge_jax.training.step import divisions, token_losses
+from langmerge_jax.training.step import TrainState, divisions, keep_best, token_losses
 from langmerge_jax.training.steplog import ledger, read_log
 from langmerge_jax.training.steps import STEPS
+from tests.training.interrupting import killed_after
 from tests.training.test_train_step import SETTINGS, rows
 
 # So high a rate that some epoch but the last is best.
@@ -109,35 +109,33 @@ def test_validation_has_seconds_of_its_own(trained):
     assert cost["wall_seconds"] > cost["validation_seconds"]
 
 
-@pytest.mark.parametrize("when", [4, 9])
-def test_a_killed_training_keeps_the_same_best(
-    when, trainer, trained, data, validation, tmp_path, monkeypatch
-):
-    record, seen, opened = steps._record, [], []
-
-    def killing(*args):
-        seen.append(args)
-        if len(seen) == when:
-            raise KeyboardInterrupt
-        return record(*args)
-
-    def opening(*args):
-        opened.append(Checkpoints(*args))
-        return opened[-1]
-
-    monkeypatch.setattr(steps, "_record", killing)
-    monkeypatch.setattr(loop, "Checkpoints", opening)
-    with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize("when", [3, 8])
+def test_a_killed_training_keeps_the_same_best(when, trainer, trained, data, validation, tmp_path):
+    with killed_after(when):
         trainer.train(data, tmp_path, validation=validation)
-    # Unlike a killed process, this one still writes.
-    opened[0].close()
-    monkeypatch.setattr(steps, "_record", record)
     found = trainer.train(data, tmp_path, validation=validation)
     for name, adapter in trained[0].items():
         for module, factors in adapter.modules.items():
             np.testing.assert_array_equal(found[name].modules[module].a, factors.a)
             np.testing.assert_array_equal(found[name].modules[module].b, factors.b)
     assert ledger(read_log(tmp_path / STEPS), 0)["attempts"] == 2
+
+
+def test_a_loss_that_is_no_number_is_never_best():
+    state = TrainState({"a": jnp.ones(1)}, None, {"a": jnp.zeros(1)}, jnp.array([jnp.inf]))
+    state = keep_best(state, jnp.array(0), jnp.array(jnp.nan))
+    assert (state.best["a"].tolist(), state.best_loss.tolist()) == ([0.0], [float("inf")])
+    state = keep_best(state, jnp.array(0), jnp.array(2.0))
+    assert (state.best["a"].tolist(), state.best_loss.tolist()) == ([1.0], [2.0])
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(base, data, validation, tmp_path):
+    # One step an epoch: its loss is finite, what it makes of the factors is not.
+    wild = dataclasses.replace(SETTINGS, learning_rate=1e38, max_grad_norm=1e38)
+    with pytest.raises(FloatingPointError, match=r"adapter 'en' on validation is (nan|inf); lower"):
+        Trainer(base, wild).train(
+            {"en": data["en"][:4]}, tmp_path, validation={"en": validation["en"]}
+        )
 
 
 def test_without_validation_rows_there_is_no_best(trainer, data, tmp_path):

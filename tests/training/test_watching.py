@@ -9,21 +9,16 @@ import pytest
 
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.training import loop, steps
-from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.flops import step_flops
 from langmerge_jax.training.loop import PROFILE, TENSORBOARD, Trainer
 from langmerge_jax.training.steplog import ledger, read_log, speed
 from langmerge_jax.training.steps import STEPS
+from tests.training.interrupting import killed_after
 from tests.training.test_train_step import SETTINGS as PLAIN
 from tests.training.test_train_step import rows
 
 # Eight steps, a checkpoint after four.
 SETTINGS = dataclasses.replace(PLAIN, buckets=(32,), checkpoint_steps=8)
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -33,31 +28,15 @@ def trained(tiny_config, make_base, tmp_path_factory):
     trainer = Trainer(base, SETTINGS, tensorboard=True, profile=range(1, 3))
     data = {"en": rows(tiny_config, 8, seed=1), "ja": rows(tiny_config, 16, seed=2)}
     folder = tmp_path_factory.mktemp("trained")
-    record, seen, opened, said = steps._record, [], [], []
-
-    def killing(*args):
-        if len(seen) == 6:
-            raise Killed
-        seen.append(args)
-        return record(*args)
-
-    def opening(*args):
-        opened.append(Checkpoints(*args))
-        return opened[-1]
-
+    said = []
     handler = logging.Handler()
     handler.emit = lambda line: said.append(line.getMessage())
     logger = logging.getLogger("langmerge_jax.training")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "_record", killing)
-        patch.setattr(loop, "Checkpoints", opening)
-        with pytest.raises(Killed):
-            trainer.train(data, folder)
-        # Unlike a killed process, this one still writes.
-        opened[0].close()
+    with killed_after(6):
+        trainer.train(data, folder)
     trainer.train(data, folder)
     logger.removeHandler(handler)
     logger.setLevel(level)
