@@ -40,18 +40,28 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
-        "tfds": ["tensorflow-datasets>=4.9.9"],
+        # tensorflow-datasets 4.9 needs importlib_resources to prepare, and does not install it.
+        "tfds": ["importlib_resources>=6", "tensorflow-datasets>=4.9.9"],
         # What the tests need; comparisons with torch skip without the `dev` extra.
-        "test": ["hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "safetensors>=0.6"],
+        "test": [
+            "hypothesis>=6.100",
+            "importlib_resources>=6",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "safetensors>=0.6",
+            "tensorflow-datasets>=4.9.9",
+        ],
         # Pinned: the versions that the comparisons were written against.
         "dev": [
             "hypothesis>=6.100",
+            "importlib_resources>=6",
             "mergekit==0.1.5",
             "peft==0.21.2",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff==0.17.6",
             "safetensors>=0.6",
+            "tensorflow-datasets>=4.9.9",
             "torch==2.13.0",
         ],
     },
