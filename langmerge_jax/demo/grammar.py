@@ -40,7 +40,9 @@ __all__ = [
     "impression",
     "label",
     "render",
+    "render_clauses",
     "sample",
+    "value",
 ]
 
 LABELS = ("negative", "neutral", "positive")
@@ -217,6 +219,20 @@ def render(
     Returns:
         One line of text with its capitals and punctuation.
     """
+    return render_clauses(review, language, rng, settings)[0]
+
+
+def render_clauses(
+    review: Review,
+    language: Language,
+    rng: np.random.Generator,
+    settings: GrammarSettings = DEFAULT_SETTINGS,
+) -> tuple[str, tuple[str, ...]]:
+    """Say a review as `render` does, and quote its clauses.
+
+    Returns:
+        The text, and for each of `review.clauses` the part of the text that says it, verbatim.
+    """
     opening = pick(rng, language.openings) if rng.random() < settings.opening else ""
     link = pick(rng, language.links[review.relation])
     parts = {"main": language.realise(review.main, link.main, review.main_first, rng)}
@@ -224,4 +240,8 @@ def render(
         parts["other"] = language.realise(review.other, link.other, not review.main_first, rng)
     text = link.text.format(**parts)
     sentence = text[0].upper() + text[1:] + language.stop
-    return f"{opening}{language.space}{sentence}" if opening else sentence
+    said = [parts["main"]] if review.other is None else [parts["main"], parts["other"]]
+    # The clause that opens the sentence has got a capital.
+    quotes = [part if part in sentence else part[0].upper() + part[1:] for part in said]
+    text = f"{opening}{language.space}{sentence}" if opening else sentence
+    return text, tuple(quotes if review.main_first else quotes[::-1])

@@ -183,6 +183,7 @@ class Language:
         realise: (clause, form, opens, rng) -> text of one clause, without capital or full stop.
             `form` is "main" or one that the language's links name; `opens` says that the clause is
             the first of the review, where it may take another determiner.
+        noun: an entry of `Lexicon.aspects` -> the noun alone, as in a list.
         stop: what ends a sentence.
         space: what separates two sentences.
     """
@@ -193,6 +194,7 @@ class Language:
     links: Mapping[Relation, tuple[Link, ...]]
     openings: tuple[str, ...]
     realise: Callable[[Clause, str, bool, np.random.Generator], str]
+    noun: Callable[[str], str] = str
     stop: str = "."
     space: str = " "
 

@@ -112,4 +112,9 @@ def realise(clause: Clause, form: str, opens: bool, rng: np.random.Generator) ->
     return orders[form]
 
 
-LANGUAGE = Language("de", "German", LEXICON, LINKS, OPENINGS, realise)
+def noun(aspect: str) -> str:
+    """An aspect without its article."""
+    return aspect.split()[1]
+
+
+LANGUAGE = Language("de", "German", LEXICON, LINKS, OPENINGS, realise, noun)
