@@ -18,6 +18,7 @@ from langmerge_jax.demo.grammar import (
     render,
     sample,
 )
+from langmerge_jax.demo.tasks import check_task, write_task
 from langmerge_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class CorpusSettings:
       grammar: how often each construction occurs in labelled text.
       unlabelled_grammar: the same for unlabelled text.
       seed: of everything drawn.
+      tasks: {task: {split: rows a language}} for tasks out of `langmerge_jax.demo.tasks.TASKS`.
     """
 
     languages: tuple[str, ...]
@@ -83,16 +85,20 @@ class CorpusSettings:
     grammar: GrammarSettings
     unlabelled_grammar: GrammarSettings
     seed: int
+    tasks: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
 def write_corpus(directory: pathlib.Path, settings: CorpusSettings) -> None:
     """Writes `<language>/<split>.jsonl` (id, text, label) and `<language>/unlabelled.txt`.
 
-    No text occurs twice in a language, whatever the split.
+    No text of these occurs twice in a language, whatever the split. Beside them stand the rows of
+    `settings.tasks`, `<language>/<task>/<split>.jsonl`, which have their own draws.
 
     Raises:
-      InputError: for a language the grammar does not have.
+      InputError: for a language the grammar does not have or a task that cannot be written.
     """
+    for task in settings.tasks:
+        check_task(task, settings.lexicon)
     for language in settings.languages:
         if language not in LANGUAGES:
             raise InputError(f"language {language!r} has no grammar; there are {sorted(LANGUAGES)}")
@@ -120,6 +126,16 @@ def write_corpus(directory: pathlib.Path, settings: CorpusSettings) -> None:
                 lines.write(text + "\n")
         logger.info(
             "corpus %s: %s, unlabelled %d", language, ", ".join(counts), settings.unlabelled
+        )
+    for task, rows in settings.tasks.items():
+        write_task(
+            directory,
+            task,
+            rows,
+            languages=settings.languages,
+            lexicon=settings.lexicon,
+            grammar=settings.grammar,
+            seed=settings.seed,
         )
 
 

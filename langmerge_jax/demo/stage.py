@@ -35,6 +35,7 @@ def prepare(run: Run) -> None:
             grammar=GrammarSettings(**demo.corpus.grammar),
             unlabelled_grammar=GrammarSettings(**demo.corpus.unlabelled_grammar),
             seed=demo.corpus.seed,
+            tasks={task: dict(rows) for task, rows in demo.corpus.get("tasks", {}).items()},
         )
         with making(corpus, inputs) as directory:
             write_corpus(directory, corpus_settings)
