@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from langmerge_jax.tensorfiles import (
     room_for,
     weight_files,
 )
+
+# (path of a leaf, layer or None) -> name of a tensor.
+NameOf = Callable[[tuple[str, ...], int | None], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,20 +74,34 @@ def abstract_params(config: LlamaConfig, dtype: jnp.dtype) -> nnx.State:
 
 def hf_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all tensors by their Hugging Face names."""
+    return shapes_of(abstract_params(config, jnp.float32), hf_name)
+
+
+def shapes_of(state: nnx.State, name_of: NameOf) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the tensors that fill a state, by name.
+
+    Args:
+      state: what lies under `layers` is stacked over them, and a `kernel` there is [l, in, out].
+      name_of: the name of a tensor, from the path of its leaf and, if it is stacked, its layer.
+    """
     shapes = {}
-    for path, leaf in nnx.to_flat_state(abstract_params(config, jnp.float32)):
+    for path, leaf in nnx.to_flat_state(state):
         if path[0] != "layers":
-            shapes[hf_name(path)] = leaf.shape
+            shapes[name_of(path, None)] = leaf.shape
             continue
         # Hugging Face stores [out, in].
         shape = leaf.shape[:0:-1] if path[-1] == "kernel" else leaf.shape[1:]
-        for layer in range(config.num_hidden_layers):
-            shapes[hf_name(path, layer)] = shape
+        for layer in range(leaf.shape[0]):
+            shapes[name_of(path, layer)] = shape
     return shapes
 
 
-def resolve(name: str) -> pathlib.Path:
-    """Returns the local directory of a base model, fetching it from the hub if it is no path.
+def resolve(name: str, kind: str = "base model") -> pathlib.Path:
+    """Returns the local directory of a model, fetching it from the hub if it is no path.
+
+    Args:
+      name: of a directory or on the hub.
+      kind: of model, for error messages.
 
     Raises:
       InputError: if it is neither a directory nor a reachable hub name.
@@ -93,19 +110,24 @@ def resolve(name: str) -> pathlib.Path:
     if path.is_dir():
         return path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"base model {name!r}: no such directory")
+        raise InputError(f"{kind} {name!r}: no such directory")
     import huggingface_hub
 
     try:
         return pathlib.Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
+                name,
+                allow_patterns=[
+                    *("*.json", "*.safetensors", "*.model", "*.jinja"),
+                    # Tokenizers of older encoders.
+                    *("vocab.txt", "merges.txt"),
+                ],
             )
         )
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"base model {name!r}: no such directory, and the hub did not give it: {reason}"
+            f"{kind} {name!r}: no such directory, and the hub did not give it: {reason}"
         ) from error
 
 
@@ -161,11 +183,13 @@ def load_base(
     """
     directory = resolve(name)
     config = load_config(directory)
-    tensors = _Tensors(directory)
-    leaves = nnx.to_flat_state(abstract_params(config, dtype))
-    tensors.check(hf_shapes(config), tied=config.tie_word_embeddings)
-    place = functools.partial(_place, tensors, mesh=mesh, rules=rules or Rules())
-    params = nnx.from_flat_state([(path, leaf.replace(place(path, leaf))) for path, leaf in leaves])
+    tensors = Tensors(directory)
+    shapes = hf_shapes(config)
+    tensors.check(shapes)
+    tensors.refuse_others(shapes, tied=config.tie_word_embeddings)
+    params = read_params(
+        tensors, abstract_params(config, dtype), hf_name, mesh=mesh, rules=rules or Rules()
+    )
     chosen = choose(
         attention,
         platform=mesh.devices.flat[0].platform,
@@ -176,12 +200,33 @@ def load_base(
     return Base(name, config, params, load_tokenizer(directory), mesh, dtype, chosen)
 
 
-def _place(tensors: "_Tensors", path, leaf, *, mesh: Mesh, rules: Rules) -> jax.Array:
+def read_params(
+    tensors: "Tensors", state: nnx.State, name_of: NameOf, *, mesh: Mesh, rules: Rules
+) -> nnx.State:
+    """Reads tensors straight to where a state has them.
+
+    Args:
+      tensors: of the shapes that `shapes_of` gives.
+      state: with shapes in place of arrays, see `shapes_of`.
+      name_of: likewise.
+      mesh, rules: where the arrays go.
+
+    Returns:
+      The state with arrays, of its own dtypes.
+    """
+    place = functools.partial(_place, tensors, name_of=name_of, mesh=mesh, rules=rules)
+    leaves = nnx.to_flat_state(state)
+    return nnx.from_flat_state([(path, leaf.replace(place(path, leaf))) for path, leaf in leaves])
+
+
+def _place(
+    tensors: "Tensors", path, leaf, *, name_of: NameOf, mesh: Mesh, rules: Rules
+) -> jax.Array:
     """One leaf of the state, read and laid out."""
     axes, shape, dtype = leaf.get_metadata()["axes"], leaf.shape, leaf.dtype
     sharding = rules.sharding(mesh, axes, shape)
     if path[0] != "layers":
-        whole = _read(tensors[hf_name(path)], sharding)
+        whole = _read(tensors[name_of(path, None)], sharding)
         return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)(whole)
     transposed = path[-1] == "kernel"
     # A tensor lies on the devices as its place in the stack does.
@@ -199,7 +244,7 @@ def _place(tensors: "_Tensors", path, leaf, *, mesh: Mesh, rules: Rules) -> jax.
         out_shardings=sharding,
     )
     for layer in range(shape[0]):
-        one = turn(_read(tensors[hf_name(path, layer)], of_one))
+        one = turn(_read(tensors[name_of(path, layer)], of_one))
         # Waiting keeps the tensors that are on their way at one.
         stack = put(stack, layer, one).block_until_ready()
     return stack
@@ -209,30 +254,24 @@ def _read(tensor: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(tensor.shape, sharding, tensor.__getitem__)
 
 
-class _Tensors(dict):
-    """The mapped tensors of a Hugging Face directory, by name."""
+class Tensors(dict):
+    """The mapped tensors of a Hugging Face directory, by name.
 
-    def __init__(self, directory: pathlib.Path):
+    Args:
+      directory: of the files.
+      rename: gives the name under which a tensor is asked for, from that in the file.
+    """
+
+    def __init__(self, directory: pathlib.Path, rename: Callable[[str], str] = lambda name: name):
         super().__init__()
         self._directory = directory
         for path in weight_files(directory):
-            self |= map_tensors(path)[0]
+            self |= {rename(name): tensor for name, tensor in map_tensors(path)[0].items()}
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]], *, tied: bool) -> None:
-        """Compares with what `config.json` asks for."""
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuses what lacks a tensor that `config.json` asks for, or has it in another shape."""
         if missing := sorted(shapes.keys() - self.keys()):
             raise InputError(f"{self._directory}: {_some('tensor', missing)} missing")
-        # Buffers of older transformers; and a tied head may be stored as well.
-        extra = sorted(
-            name
-            for name in self.keys() - shapes.keys()
-            if not name.endswith("rotary_emb.inv_freq") and not (tied and name == "lm_head.weight")
-        )
-        if extra:
-            raise InputError(
-                f"{self._directory}: {_some('tensor', extra)} not part of the model that "
-                "config.json describes"
-            )
         for name, shape in shapes.items():
             if self[name].shape != tuple(shape):
                 raise InputError(
@@ -244,6 +283,20 @@ class _Tensors(dict):
                     f"{self._directory}: {name} is quantised ({self[name].dtype}); take the model "
                     "it was made from"
                 )
+
+    def refuse_others(self, known: Collection[str], *, tied: bool) -> None:
+        """Refuses tensors that the model does not have: it would be another one."""
+        # Buffers of older transformers; and a tied head may be stored as well.
+        extra = sorted(
+            name
+            for name in self.keys() - set(known)
+            if not name.endswith("rotary_emb.inv_freq") and not (tied and name == "lm_head.weight")
+        )
+        if extra:
+            raise InputError(
+                f"{self._directory}: {_some('tensor', extra)} not part of the model that "
+                "config.json describes"
+            )
 
 
 def _some(kind: str, names: Sequence[str]) -> str:

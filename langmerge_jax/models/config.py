@@ -228,6 +228,15 @@ def load_config(directory: pathlib.Path) -> LlamaConfig:
     Raises:
       InputError: if the file is missing, is no JSON object, or describes another architecture.
     """
+    return from_hf(*read_fields(directory))
+
+
+def read_fields(directory: pathlib.Path) -> tuple[dict[str, Any], str]:
+    """Returns the JSON object of `directory/config.json`, and where it is, for error messages.
+
+    Raises:
+      InputError: if the file is missing or is no JSON object.
+    """
     path = directory / "config.json"
     if not path.is_file():
         raise InputError(f"{directory}: no config.json; a Hugging Face model directory has one")
@@ -235,7 +244,9 @@ def load_config(directory: pathlib.Path) -> LlamaConfig:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
-    return from_hf(fields, str(path))
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: no JSON object")
+    return fields, str(path)
 
 
 def inverse_frequencies(config: LlamaConfig) -> list[float]:
