@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md from the results in benchmarks/: merge, checkpoint, generate and train.
+"""Writes docs/benchmarks.md from the results in benchmarks/, those of `RESULTS`.
 
   .venv-test/bin/python -m docs.from_benchmarks
 
@@ -14,7 +14,8 @@ from langmerge_jax.reporting.table import Cell, Table
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = [
-    ROOT / "benchmarks" / f"{name}.json" for name in ("merge", "checkpoint", "generate", "train")
+    ROOT / "benchmarks" / f"{name}.json"
+    for name in ("merge", "checkpoint", "generate", "train", "bertscore")
 ]
 
 INTRODUCTION = """\
@@ -22,10 +23,10 @@ INTRODUCTION = """\
 
 <!-- Made by `python -m docs.from_benchmarks` from benchmarks/*.json; change it there. -->
 
-`python -m benchmarks.merge`, `.checkpoint`, `.generate` and `.train` time our work beside the
-fastest there is to compare with, in one run, with the outputs compared before. Cold is a process
-of its own from its start to its end; warm is the same work with everything compiled. A bar is what
-was asked for; where it is not met, it says NO.
+`python -m benchmarks.merge`, `.checkpoint`, `.generate`, `.train` and `.bertscore` time our work
+beside the fastest there is to compare with, in one run, with the outputs compared before. Cold is a
+process of its own from its start to its end; warm is the same work with everything compiled. A bar
+is what was asked for; where it is not met, it says NO.
 """
 
 CASES = {
@@ -58,6 +59,10 @@ operations this small often gain nothing from a second thread.""",
     "five_together": """\
 Five adapters of the demo in one program, 8 rows each, beside the same steps of one adapter after
 another.""",
+    "bertscore_sentences": """\
+BERTScore of pairs of one sentence, in six languages, beside the package bert-score. The encoder is
+a random one of 6 layers of width 384, in float32. Ours cuts the CPU into a device a core.""",
+    "bertscore_paragraphs": "The same of 3 to 8 sentences.",
 }
 
 
