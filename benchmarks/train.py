@@ -34,7 +34,7 @@ from benchmarks.measuring import ROOT, Section
 from benchmarks.random_base import make_random
 from configs import demo
 from langmerge_jax.adapters import Adapter, save_adapter
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.files import write_json
 from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.lora import targets_of

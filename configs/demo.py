@@ -26,7 +26,7 @@ def get_config():
 
     config.data.path = "{workdir}/corpus/{language}/{split}.jsonl"
     config.data.language_field = ""
-    config.data.rows = {"train": 0, "validation": 0, "test": 0}
+    config.data.rows.update({"train": 0, "validation": 0, "test": 0})
 
     config.lora.rank = 8
     config.lora.alpha = 16.0
@@ -42,7 +42,7 @@ def get_config():
     config.merge.tune_lambda = (1.0, 1.5, 2.0, 3.0)
     config.merge.tune_recipes = ("ties@1.0", "ties@0.5", "ties_knots@1.0", "ties_knots@0.5")
     config.evaluate.batch_size = 128
-    config.evaluate.ngram_baseline = True
+    config.evaluate.baselines = True
     config.evaluate.ranks = True
 
     config.updates.plan = ("en={workdir}/corpus/en/update.jsonl", "es")

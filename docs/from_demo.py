@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DEMO = ROOT / "docs" / "demo"
 KEPT = (
     *("config.json", "scores.json", "matrix.json", "comparisons.json", "tuning.json"),
-    *("ngram.json", "costs.json", "ranks.json", "routing.json", "similarity.json"),
+    *("baselines.json", "costs.json", "ranks.json", "routing.json", "similarity.json"),
     *(f"updates/{name}/changes.json" for name in ("en", "en-warm", "es")),
 )
 

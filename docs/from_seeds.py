@@ -43,7 +43,7 @@ def collect(workdir: pathlib.Path) -> dict[str, Any]:
         for row in read_json(workdir / "comparisons.json")
         if row["language"] == "all"
     }
-    scores = read_json(workdir / "scores.json") + read_json(workdir / "ngram.json")["scores"]
+    scores = read_json(workdir / "scores.json") + read_json(workdir / "baselines.json")["scores"]
     return {
         "chosen": read_json(workdir / "tuning.json")["chosen"],
         "variants": _table(scores, "variant"),

@@ -30,8 +30,88 @@ _FREE = (
 _FREE_OF_TRAIN = ("remat", "accumulation", "checkpoint_steps")
 
 
-def default() -> ml_collections.ConfigDict:
-    """Returns the paper's set-up for sentiment in its five languages."""
+# What differs between the paper's tasks: how they ask, and where their rows are.
+_TASKS: dict[str, dict[str, dict[str, Any]]] = {
+    "sentiment": {
+        "task": {
+            "template": "Classify the sentiment of the text as positive, neutral or negative. "
+            "Answer with one word.\n\nText: {text}",
+            "labels": ("positive", "neutral", "negative"),
+            "max_new_tokens": 16,
+        },
+        "data": {
+            "path": "hf:clapAI/MultiLingualSentiment",
+            "fields": {"id": "id", "text": "text", "target": "label"},
+            "language_field": "language",
+        },
+    },
+    "reasoning": {
+        "task": {
+            "template": "Answer the question with the letter of the right choice.\n\n"
+            "Question: {text}\n{choices}",
+            "labels": ("A", "B", "C", "D", "E"),
+            "max_new_tokens": 16,
+        },
+        "data": {
+            "path": "hf:yusuke1997/mCSQA",
+            "fields": {
+                "id": "id",
+                "text": "question",
+                "choices": "choices.text",
+                "letters": "choices.label",
+                "target": "answerKey",
+            },
+        },
+    },
+    "summarization": {
+        "task": {
+            "template": "Summarize the article in the language it is written in.\n\n{text}",
+            "max_new_tokens": 256,
+        },
+        "data": {
+            "path": "hf:esdurmus/wiki_lingua",
+            "fields": {
+                "id": "url",
+                "text": "article.document",
+                "target": "article.summary",
+                # The English article is the same in every language.
+                "group": "article.english_url|url",
+            },
+            "names": {
+                "en": "english",
+                "de": "german",
+                "fr": "french",
+                "ja": "japanese",
+                "zh": "chinese",
+                "es": "spanish",
+            },
+            # All rows are published as one split.
+            "splits": {"train": "train", "validation": "train", "test": "train"},
+            "rows": {"train": 3000},
+        },
+    },
+    "themes": {
+        "task": {
+            "template": "Find the themes of the comments. Answer with JSON of the form "
+            '{"themes": [{"theme": "...", "examples": ["..."]}]}. Examples are quoted from the '
+            "comments word for word.\n\n{text}",
+            "max_new_tokens": 1024,
+        },
+        "data": {
+            # One's own: {"id": …, "comments": [text, …], "themes": [as in the prompt, …]} a line.
+            "path": "{language}/{split}.jsonl",
+            "fields": {"id": "id", "text": "comments", "target": "themes"},
+        },
+    },
+}
+
+
+def default(task: str = "sentiment") -> ml_collections.ConfigDict:
+    """Returns the paper's set-up for one of its tasks in its five languages.
+
+    Args:
+      task: sentiment, reasoning, summarization or themes.
+    """
     config = ml_collections.ConfigDict()
 
     # The frozen model: a directory in Hugging Face layout, or a hub name.
@@ -44,23 +124,44 @@ def default() -> ml_collections.ConfigDict:
     config.combined = False
 
     config.task = ml_collections.ConfigDict()
-    config.task.labels = ("positive", "neutral", "negative")
-    config.task.template = (
-        "Classify the sentiment of the text as positive, neutral or negative. "
-        "Answer with one word.\n\nText: {text}"
-    )
+    config.task.name = task
+    # Placeholders: {text}, and for reasoning {choices}.
+    config.task.template = ""
+    # {language: template} where one has another.
+    config.task.templates = ml_collections.ConfigDict()
+    # Of prompt and answer together, in tokens; longer texts are cut, answers never.
     config.task.max_length = 8196
+    # Of a generated answer; so much room is left behind a text that is cut.
+    config.task.max_new_tokens = 0
+    # Sentiment, reasoning: what may be answered.
+    config.task.labels = ()
+    # {language: {label: words}} that the model is to answer with instead of the label.
+    config.task.answers = ml_collections.ConfigDict()
 
-    # Local files: a path with {language} and {split} (train, validation, test), one JSON object a
-    # line. The hub: hf:<data set>.
     config.data = ml_collections.ConfigDict()
-    config.data.path = "hf:clapAI/MultiLingualSentiment"
-    config.data.text_field = "text"
-    config.data.label_field = "label"
-    config.data.language_field = "language"
-    # Rows a language, drawn by seed; 0 takes all.
-    config.data.rows = ml_collections.ConfigDict({"train": 5000, "validation": 500, "test": 500})
+    # hf:<data set of the hub, or directory>[@<revision>], tfds:<data set>, or a local file
+    # (.jsonl, .json, .csv, .tsv, .parquet) with the placeholders {language} and {split}.
+    config.data.path = ""
+    # {part: column}, see langmerge_jax/data/fields.py.
+    config.data.fields = ml_collections.ConfigDict()
+    # Column by which rows of one language are told from others; "" if they lie apart.
+    config.data.language_field = ""
+    # {language: what the data set calls it} and {split: what it calls that}.
+    config.data.names = ml_collections.ConfigDict()
+    config.data.splits = ml_collections.ConfigDict()
+    # How splits that the data set has as one are shared out, by the hash of a row or its article.
+    config.data.shares = ml_collections.ConfigDict({"train": 0.8, "validation": 0.1, "test": 0.1})
+    # {value in the data: label} where the data has other labels.
+    config.data.labels = ml_collections.ConfigDict()
+    # Rows a language, drawn by seed; 0 takes all. `further` are for more data of a language.
+    config.data.rows = ml_collections.ConfigDict(
+        {"train": 5000, "validation": 500, "test": 500, "further": 5000}
+    )
     config.data.seed = 0
+    # Leave rows out that cannot be read, and say how many, instead of refusing them.
+    config.data.skip_bad = False
+    config.task.update(_TASKS[task]["task"])
+    config.data.update(_TASKS[task]["data"])
 
     config.lora = ml_collections.ConfigDict()
     config.lora.rank = 64
@@ -130,6 +231,12 @@ def default() -> ml_collections.ConfigDict:
     config.merge = ml_collections.ConfigDict()
     config.merge.recipes = (*PAPER_RECIPES, "linear", "peft/linear")
     config.merge.seed = 0
+    # {language: weight} by importance; those not named have 1. For TIES only ratios matter.
+    config.merge.weights = ml_collections.ConfigDict()
+    # {cluster: (language, …)} merged apart, each language answered by the merge of its cluster; or
+    # how many clusters to find by shared vocabulary of the training texts.
+    config.merge.clusters = ml_collections.ConfigDict()
+    config.merge.find_clusters = 0
     # One more row: the recipe and lambda that do best on validation. () leaves it out.
     config.merge.tune_lambda = ()
     config.merge.tune_recipes = ()
@@ -139,16 +246,28 @@ def default() -> ml_collections.ConfigDict:
     config.updates.recipe = ""
     # Also retrain `combined`, to compare with: this is the cost that merging avoids.
     config.updates.combined = False
-    # Updates that the experiment door plays through: "<language>=<new rows>" for one that is
-    # trained already, "<language>" for one that joins.
+    # Updates that the experiment door plays through: "<language>" for a language that joins, or
+    # for data.rows.further more rows of one that is trained; "<language>=<path>" for other rows.
     config.updates.plan = ()
     # Share of old rows for a second, warm update beside each cold one of the plan; 0 leaves it out.
     config.updates.warm_start = 0.0
 
     config.evaluate = ml_collections.ConfigDict()
     config.evaluate.batch_size = 32
-    # Also fit a character n-gram classifier on the training rows, to stand beside the scores.
-    config.evaluate.ngram_baseline = False
+    # "choice" takes the likeliest of the task's answers, "generation" what the model writes;
+    # "" the task's own: choice where there are labels.
+    config.evaluate.mode = ""
+    # Variants that share the batches; those of another rank, or folded, have batches of their own.
+    config.evaluate.variants_at_once = 8
+    # Summarization: encoder for BERTScore, a directory or hub name, and the layer whose states
+    # are compared, 0 for the known one; "" leaves it out.
+    config.evaluate.bertscore = ml_collections.ConfigDict(
+        {"model": "FacebookAI/xlm-roberta-large", "layer": 0, "batch_size": 64}
+    )
+    # Themes: share of an example that has to stand in the input in one piece; 1 is all of it.
+    config.evaluate.fuzzy = 1.0
+    # Also score the commonest label, and a character n-gram classifier, of the training rows.
+    config.evaluate.baselines = False
     # Also score the chosen recipe at parts of its rank, and folded into the base.
     config.evaluate.ranks = False
     # By how much a merge may score below `combined` and still be called on par with it.

@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _encode(tokenizer, text: str) -> list[int]:
-    from langmerge_jax.data.tasks import as_prompt
+    from langmerge_jax.data.encoding import as_prompt
 
     return as_prompt(tokenizer, text) if _CHAT.value else tokenizer.encode(text)
 

@@ -32,17 +32,25 @@ _PROFILE_STEPS = flags.DEFINE_string(
     "10:15 are the steps 10 to 14, counted from 0. The first steps of each length are compiled.",
 )
 
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Show prompts, lengths and labels of the training rows, and stop."
+)
+
 
 def main() -> None:
     config, workdir = cli.config_and_workdir()
     profile = cli.span("profile_steps", _PROFILE_STEPS.value)
     # Imported here, so that --help and wrong flags answer at once.
+    from langmerge_jax.lifecycle.preview import preview
     from langmerge_jax.lifecycle.run import Run
     from langmerge_jax.lifecycle.training import train_adapters
     from langmerge_jax.parallel.processes import join, leads
 
     join(flags.FLAGS.distributed)
-    run = Run(config, workdir, profile=profile)
+    run = Run(config, workdir, profile=profile, claim=not _DRY_RUN.value)
+    if _DRY_RUN.value:
+        print(preview(run, "train"))
+        return
     if not leads():  # The first speaks for all; what goes wrong, each says itself.
         logging.getLogger().setLevel(logging.WARNING)
     train_adapters(run, combined=config.combined)

@@ -17,8 +17,9 @@ _LANGUAGE = flags.DEFINE_string("language", None, "Language that changes or join
 _DATA = flags.DEFINE_string(
     "data",
     None,
-    "New rows: a jsonl file, or a pattern with {language} and {split}. A language that joins is "
-    "read from config.data.path by default.",
+    "New rows: a file, or another path as config.data.path takes it. By default they are those of "
+    "config.data.path: all rows of a language that joins, of another as many as "
+    "config.data.rows.further of those not trained on yet.",
 )
 _WARM_START = flags.DEFINE_float(
     "warm_start",

@@ -23,6 +23,7 @@ MOMENTS = {
     "writing adapters": "adapters/en",
     "combined training": "training/combined-*/checkpoints/[0-9]*",
     "merging": "merged/ties_knots@1.0",
+    "answering": "predictions/.journal/*/ja.jsonl",
     "evaluation": "predictions/combined",
     "scoring": "scores.json",
     "cutting ranks": "predictions/*-folded",
@@ -34,7 +35,7 @@ MOMENTS = {
 }
 NUMBERS = (
     *("scores.json", "matrix.json", "tuning.json", "comparisons.json", "ranks.json"),
-    *("routing.json", "ngram.json", "similarity.json"),
+    *("routing.json", "baselines.json", "similarity.json"),
 )
 
 
@@ -116,5 +117,11 @@ def repeated(workdir: pathlib.Path, undisturbed: pathlib.Path) -> list[dict[str,
 
 def left_over(workdir: pathlib.Path) -> list[str]:
     """Returns what an unfinished run has and a finished one has not."""
-    patterns = ("training/**/checkpoints", "**/.*.unfinished*", "**/.*.replaced", "**/.*.removed")
+    patterns = (
+        "training/**/checkpoints",
+        "**/.*.unfinished*",
+        "**/.*.replaced",
+        "**/.*.removed",
+        "**/.journal",
+    )
     return [str(path.relative_to(workdir)) for x in patterns for path in workdir.glob(x)]

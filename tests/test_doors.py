@@ -59,10 +59,11 @@ def test_wrong_type_and_stray_argument():
 def project(tmp_path, tiny_config, make_base):
     """A base and English rows of a user's own, and the flags that point at them."""
     base = make_base(tiny_config)
-    rows = [{"text": f"The screen is {w}.", "label": "neutral"} for w in ("good", "bad", "big")]
     folder = tmp_path / "data" / "en"
     folder.mkdir(parents=True)
     for split in ("train", "validation", "test"):
+        texts = [f"The screen of {split} is {word}." for word in ("good", "bad", "big")]
+        rows = [{"text": text, "label": "neutral"} for text in texts]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(text)
     flags = [
@@ -123,7 +124,7 @@ def test_bad_rows_are_named(project):
     for text, message in [
         (good + "{oops\n", f"{path}:4: not JSON"),
         (good.replace("neutral", "so so", 1), f"{path}:1: unknown label 'so so'"),
-        ("\n", f"{path}: the train split of 'en' has no rows"),
+        ("\n", f"{path}: no rows"),
     ]:
         path.write_text(text)
         assert message in refused_line("train", *flags)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 
 

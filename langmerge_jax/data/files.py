@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from langmerge_jax.data.table import Table
+from langmerge_jax.data.table import MissingSplit, Table
 from langmerge_jax.errors import InputError
 
 
@@ -25,7 +25,7 @@ def file_table(path: pathlib.Path) -> Table:
             f"known: {', '.join(READERS)}"
         )
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise MissingSplit(f"{path}: no such file")
     return reader(path)
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from langmerge_jax.data.table import Table
+from langmerge_jax.data.table import MissingSplit, Table
 from langmerge_jax.errors import InputError
 
 
@@ -49,7 +49,7 @@ def hub_table(name: str, split: str, language: str) -> Table:
     except (OSError, ValueError, RuntimeError, StopIteration, HTTPError) as error:
         raise InputError(f"data set {name!r}: {_reason(error)}") from error
     if split not in splits:
-        raise InputError(f"data set {name!r}: no split {split!r}; there are {', '.join(splits)}")
+        raise MissingSplit(f"data set {name!r}: no split {split!r}; there are {', '.join(splits)}")
     rows = splits[split]
     where = f"{name}/{language}" if language else name
     return Table(f"{where}[{split}]", rows, arrow=rows.data)
@@ -79,16 +79,19 @@ def tfds_table(name: str, split: str) -> Table:
     looked = f"TFDS_DATA_DIR is {folder or 'not set'}"
     try:
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
-        rows = builder.as_data_source(split=split) if builder.is_prepared() else None
+        splits = builder.info.splits if builder.is_prepared() else None
+        rows = builder.as_data_source(split=split) if splits and split in splits else None
     # A version that its code cannot make is an AssertionError.
     except (OSError, ValueError, AssertionError, NotImplementedError) as error:
         raise InputError(f"{shown}, split {split!r}: {_reason(error)}; {looked}") from error
-    if rows is None:
+    if splits is None:
         # Preparing may take hours, and TensorFlow: not as a side effect, on every host.
         raise InputError(
             f"{shown} is not prepared, {looked}; prepare it with tensorflow_datasets.builder("
             f"{name!r}, file_format='array_record').download_and_prepare()"
         )
+    if rows is None:
+        raise MissingSplit(f"{shown}: no split {split!r}; there are {', '.join(splits)}")
     return Table(f"{name}[{split}]", rows)
 
 

@@ -4,10 +4,10 @@ import pathlib
 
 from langmerge_jax.data.files import file_table
 from langmerge_jax.data.hubs import hub_table, tfds_table
-from langmerge_jax.data.table import Table
+from langmerge_jax.data.table import MissingSplit, Table
 from langmerge_jax.errors import InputError
 
-__all__ = ["Table", "read_table"]
+__all__ = ["MissingSplit", "Table", "read_table"]
 
 
 def read_table(path: str, *, split: str, language: str = "", language_field: str = "") -> Table:

@@ -1,33 +1,32 @@
-"""Where examples come from: local jsonl files or a data set of the Hugging Face hub."""
+"""Which rows of a data set a run takes, split by split."""
 
 import dataclasses
+import functools
 import hashlib
-import json
-import pathlib
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from langmerge_jax.data.examples import Example
+from langmerge_jax.data.fields import Row
+from langmerge_jax.data.rows import MissingSplit, Table, read_table
 from langmerge_jax.errors import InputError
 
-SPLITS = ("train", "validation", "test")
+logger = logging.getLogger(__name__)
+
+# Each keeps clear of those before it.
+SPLITS = ("test", "validation", "train")
+# Beginnings of paths whose splits are told apart by whoever holds the data.
+HOSTED = ("hf:", "tfds:")
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One labelled text.
+class Reader(Protocol):
+    """Makes examples of rows; a task does."""
 
-    Attributes:
-      id: stable name within its language and split.
-      language: code such as `en`.
-      text: what is to be judged.
-      label: one of the task's labels.
-    """
-
-    id: str
-    language: str
-    text: str
-    label: str
+    def read(self, row: Row, language: str) -> list[Example]:
+        """Returns the examples of a row; raises InputError for a bad one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,105 +34,226 @@ class SourceSpec:
     """Which rows to read.
 
     Attributes:
-      path: for local files a path with the placeholders `{language}` and `{split}`; for the hub
-        `hf:<data set name or local directory>`.
-      text_field, label_field: names of the two columns.
-      language_field: column with the language, for a hub data set that mixes them; "" if its
-        configurations are named by language instead.
-      labels: what `label_field` may hold.
-      rows: {split: how many rows to draw}; 0 takes all.
-      seed: of the draw.
+      path: see `rows.read_table`.
+      fields: {part of an example: field}, see `fields.Row`.
+      language_field: column with the language, for rows that mix them; "" for none.
+      names: {language: what the data set calls it} where that is not its code.
+      splits: {split: what the data set calls it}. Splits of one name part its rows, see `shares`.
+      shares: {split: share} by which rows that several splits have in common are shared out, by
+        the hash of the row or of its group: the same in every language.
+      rows: {split: how many to draw}; 0 takes all.
+      seed: of the draws.
+      skip_bad: leave bad rows out instead of refusing them.
     """
 
     path: str
-    text_field: str
-    label_field: str
+    fields: Mapping[str, str]
     language_field: str
-    labels: tuple[str, ...]
+    names: Mapping[str, str]
+    splits: Mapping[str, str]
+    shares: Mapping[str, float]
     rows: Mapping[str, int]
     seed: int
+    skip_bad: bool = False
 
 
-def load_split(spec: SourceSpec, language: str, split: str) -> list[Example]:
-    """Reads one language's split and draws the wanted number of rows.
+@dataclasses.dataclass
+class Counts:
+    """What was found on the way to the rows of a split.
 
-    The draw depends on the seed, the language and the split alone, so every machine draws the
-    same rows.
-
-    Returns:
-      Examples in the order drawn; all rows, in file order, if no more than wanted are there.
-
-    Raises:
-      InputError: for a missing file, a line that is no JSON object, an unknown label, an empty
-        split; it names file and line.
+    Attributes:
+      wanted: rows asked for; 0 for all.
+      taken: rows.
+      repeated: rows left out because the split has them already.
+      elsewhere: rows left out because another split has them.
+      bad: rows left out because they could not be read.
     """
-    if spec.path.startswith("hf:"):
-        rows, where = _hub_rows(spec, language, split)
-    else:
-        path = pathlib.Path(spec.path.format(language=language, split=split))
-        rows, where = _jsonl_rows(path), str(path)
-    examples = [_example(spec, language, place, row) for place, row in rows]
-    if not examples:
-        raise InputError(f"{where}: the {split} split of {language!r} has no rows")
-    wanted = spec.rows[split]
-    if wanted and len(examples) > wanted:
-        name = f"{spec.seed}/{language}/{split}".encode()
-        draw = np.random.default_rng(list(hashlib.sha256(name).digest()))
-        examples = [examples[i] for i in draw.permutation(len(examples))[:wanted]]
-    return examples
+
+    wanted: int
+    taken: int = 0
+    repeated: int = 0
+    elsewhere: int = 0
+    bad: int = 0
+
+    def said(self) -> str:
+        """Returns what is noteworthy; "" if nothing is."""
+        parts = []
+        if self.wanted > self.taken:
+            parts.append(f"{self.taken} rows taken of {self.wanted} asked for")
+        for count, why in (
+            (self.repeated, "occur twice"),
+            (self.elsewhere, "are rows of another split"),
+            (self.bad, "cannot be read"),
+        ):
+            if count:
+                parts.append(f"{count} left out that {why}")
+        return ", ".join(parts)
 
 
-def _example(spec: SourceSpec, language: str, place: str, row: Mapping) -> Example:
-    for field in (spec.text_field, spec.label_field):
-        if not isinstance(row.get(field), str):
+class Source:
+    """Draws the rows of a run.
+
+    No row is in two splits, nor twice in one: rows are the same if what they ask is, but for
+    spacing and case. Everything drawn depends on the seed, the language, the split and the data
+    alone, so every machine draws the same.
+
+    Args:
+      spec: what to read.
+      reader: makes examples of rows.
+
+    Attributes:
+      counts: {(language, split): Counts} of what was drawn.
+    """
+
+    def __init__(self, spec: SourceSpec, reader: Reader):
+        self._spec, self._reader = spec, reader
+        self.counts: dict[tuple[str, str], Counts] = {}
+
+    @functools.cache  # noqa: B019 (a source lives as long as its run)
+    def draw(self, language: str, split: str) -> list[Example]:
+        """Returns the wanted number of rows of a split: `test`, `validation`, `train`, or one more.
+
+        The rows come in the order drawn, or if no more are there than wanted, in their own.
+
+        Raises:
+          InputError: for a split without rows, or a bad row; it names file and line.
+        """
+        before = SPLITS[: SPLITS.index(split)] if split in SPLITS else ()
+        taken = set().union(*(self._asked(language, x) for x in before))
+        found = self._take(language, split, self._spec.rows.get(split, 0), taken)
+        if not found:
+            name = self._read(language, self._names(language).get(split, split)).name
+            why = self.counts[language, split].said()
             raise InputError(
-                f"{place}: the field {field!r} is missing or no text; the row has {sorted(row)}"
+                f"{name}: the {split} split of {language!r} has no rows" + (why and f": {why}")
             )
-    label = row[spec.label_field]
-    if label not in spec.labels:
-        raise InputError(f"{place}: unknown label {label!r}; known: {', '.join(spec.labels)}")
-    return Example(str(row.get("id", place)), language, row[spec.text_field], label)
+        return found
 
+    def further(self, language: str, count: int) -> list[Example]:
+        """Returns up to `count` training rows beyond those that `draw` takes.
 
-def _jsonl_rows(path: pathlib.Path) -> Iterable[tuple[str, Mapping]]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open(encoding="utf-8") as lines:
+        Raises:
+          InputError: if there are none.
+        """
+        taken = set().union(*(self._asked(language, x) for x in SPLITS))
+        found = self._take(language, "train", count, taken, name="update")
+        if not found:
+            raise InputError(
+                f"language {language!r}: {self._spec.path} has no rows beyond those trained on "
+                "already; give new rows by --data="
+            )
+        return found
+
+    def without(self, rows: Sequence[Example], language: str) -> list[Example]:
+        """Returns those of rows from elsewhere that no split has, each once."""
+        taken = set().union(*(self._asked(language, x) for x in SPLITS))
+        kept = {row.asked: row for row in reversed(rows) if row.asked not in taken}
+        found = list(reversed(kept.values()))
+        if len(found) < len(rows):
+            left_out = len(rows) - len(found)
+            logger.warning(
+                "%s: %d of %d new rows left out that occur twice or are there already",
+                *(language, left_out, len(rows)),
+            )
+        return found
+
+    def _asked(self, language: str, split: str) -> set[str]:
+        """What the rows of a split ask; nothing if the data has no such split."""
         try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 ({error})") from error
+            return {example.asked for example in self.draw(language, split)}
+        except MissingSplit:
+            return set()
 
+    def _take(
+        self, language: str, split: str, wanted: int, taken: set[str], name: str = ""
+    ) -> list[Example]:
+        """Takes rows of a split that are not taken.
 
-def _object(line: str, place: str) -> Mapping:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: a JSON {type(row).__name__}, not an object")
-    return row
+        Args:
+          name: under which they are counted, if it is not that of the split.
+        """
+        names = self._names(language)
+        table = self._read(language, names.get(split, split))
+        sharing = [x for x in SPLITS if names[x] == names.get(split)] if split in SPLITS else []
+        counts = self.counts[language, name or split] = Counts(wanted)
+        order = np.arange(len(table))
+        if wanted:
+            key = f"{self._spec.seed}/{language}/{split}".encode()
+            draw = np.random.default_rng(list(hashlib.sha256(key).digest()))
+            order = draw.permutation(len(table))
+        found: dict[str, tuple[int, Example]] = {}
+        for i, example in self._examples(table, order, language, counts):
+            if len(sharing) > 1 and self._owner(example, sharing) != split:
+                continue
+            asked = example.asked
+            if asked in found or asked in taken:
+                counts.repeated += asked in found
+                counts.elsewhere += asked not in found
+                continue
+            found[asked] = (i, example)
+            if len(found) == wanted:
+                break
+        else:  # All there are, in their own order.
+            found = dict(sorted(found.items(), key=lambda item: item[1][0]))
+        counts.taken = len(found)
+        if said := counts.said():
+            logger.warning("%s, %s: %s", language, name or split, said)
+        return [example for _, example in found.values()]
 
-
-def _hub_rows(spec: SourceSpec, language: str, split: str):
-    # Importing `datasets` takes seconds, and local files do not need it.
-    import datasets
-
-    name = spec.path.removeprefix("hf:")
-    config = None if spec.language_field else language
-    try:
-        table = datasets.load_dataset(name, config, split=split)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"data set {name!r}, split {split!r}: {reason}") from error
-    where = f"{name}[{split}]"
-    if spec.language_field:
-        if spec.language_field not in table.column_names:
-            raise InputError(
-                f"{where}: no column {spec.language_field!r}; it has {table.column_names}"
+    @functools.cache  # noqa: B019
+    def _names(self, language: str) -> dict[str, str]:
+        """What the data calls each split. Those of one name share its rows."""
+        names = {x: self._spec.splits.get(x, x) for x in SPLITS} | dict(self._spec.splits)
+        if not self._spec.path.startswith(HOSTED) and "{split}" not in self._spec.path:
+            names = dict.fromkeys(names, "all")  # One file.
+        if names["test"] == names["validation"]:
+            return names
+        try:
+            test = self._read(language, names["test"])
+        except MissingSplit:  # Said where its rows are needed.
+            return names
+        if self._unanswered(test):
+            logger.warning(
+                "%s: no row has an answer; test and validation rows are drawn from %s, disjoint",
+                *(test.name, names["validation"]),
             )
-        languages = np.asarray(table[spec.language_field])
-        table = table.select(np.flatnonzero(languages == language))
-    return ((f"{where}:{i}", row) for i, row in enumerate(table)), where
+            names["test"] = names["validation"]
+        return names
+
+    @functools.cache  # noqa: B019
+    def _read(self, language: str, name: str) -> Table:
+        spec = self._spec
+        return read_table(
+            spec.path,
+            split=name,
+            language=spec.names.get(language, language),
+            language_field=spec.language_field,
+        )
+
+    def _unanswered(self, table: Table) -> bool:
+        """Whether no row says what is right, as where a publisher keeps the keys of the test."""
+        rows = (Row(table[i], table.place(i), self._spec.fields) for i in range(len(table)))
+        return all(row.get("target") in ("", None) for row in rows)
+
+    def _examples(
+        self, table: Table, order: np.ndarray, language: str, counts: Counts
+    ) -> Iterator[tuple[int, Example]]:
+        """Yields the examples of rows, each with the number of its row."""
+        for i in map(int, order):
+            try:
+                row = Row(table[i], table.place(i), self._spec.fields)
+                examples = self._reader.read(row, language)
+            except InputError as error:
+                if not self._spec.skip_bad:
+                    raise InputError(f"{error}; data.skip_bad=True leaves bad rows out") from error
+                counts.bad += 1
+                continue
+            yield from ((i, example) for example in examples)
+
+    def _owner(self, example: Example, splits: Sequence[str]) -> str:
+        """Which of the splits that share rows has this one."""
+        key = f"{self._spec.seed}/{example.group or example.asked}".encode()
+        place = int.from_bytes(hashlib.sha256(key).digest()[:8], "big") / 2**64
+        shares = np.array([self._spec.shares[x] for x in splits])
+        ends = np.cumsum(shares) / shares.sum()
+        return splits[min(int(np.searchsorted(ends, place, side="right")), len(splits) - 1)]

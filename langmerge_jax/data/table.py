@@ -11,6 +11,10 @@ from langmerge_jax.errors import InputError
 LISTED = 20
 
 
+class MissingSplit(InputError):
+    """The data has no such split."""
+
+
 class Table(Sequence[dict[str, Any]]):
     """Rows as they lie in a file or a data set, before any task looks at them.
 

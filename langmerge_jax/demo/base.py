@@ -17,13 +17,14 @@ import tokenizers
 from flax import nnx
 
 from langmerge_jax.data.batching import bucket, pad, steps_per_epoch, training_batches
-from langmerge_jax.data.sources import Example
-from langmerge_jax.data.tasks import ClassificationTask, Encoded
+from langmerge_jax.data.encoding import Encoded
+from langmerge_jax.data.examples import Example
 from langmerge_jax.models.checkpoint import save_base
 from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.llama import Llama
 from langmerge_jax.models.lora import without_adapters
 from langmerge_jax.parallel.mesh import Rules, place
+from langmerge_jax.tasks.labels import LabelTask
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.programs import Program
 from langmerge_jax.training.step import learning_rate, token_losses
@@ -120,7 +121,7 @@ def build_base(
     *,
     texts: Sequence[str],
     examples: Mapping[str, Sequence[Example]],
-    task: ClassificationTask,
+    task: LabelTask,
     settings: BaseSettings,
     mesh: jax.sharding.Mesh,
     folder: pathlib.Path,
@@ -134,7 +135,7 @@ def build_base(
       task: gives them the prompt's wording.
       folder: receives step logs and checkpoints, from which a killed training goes on.
     """
-    wording = [task.template.replace("{text}", e.text) for rows in examples.values() for e in rows]
+    wording = [task.message(e) for rows in examples.values() for e in rows]
     # Often enough that each label word becomes one token, as it is to any large model.
     words = [*task.labels] * len(texts)
     tokenizer = train_tokenizer([*texts, *wording, *words], settings.vocab_size)

@@ -5,7 +5,7 @@ import logging
 import pathlib
 
 from langmerge_jax.config import to_json
-from langmerge_jax.data.sources import load_split
+from langmerge_jax.data.sources import Source
 from langmerge_jax.demo.base import BaseSettings, build_base
 from langmerge_jax.demo.corpus import CorpusSettings, read_unlabelled, write_corpus
 from langmerge_jax.demo.grammar import GrammarSettings, LexiconSizes
@@ -49,12 +49,12 @@ def prepare(run: Run) -> None:
         logger.info("base model there already, skipped: %s", base)
         _remove_checkpoints(folder)  # If it was killed right here.
         return
-    source = dataclasses.replace(run.source, rows={"instruct": 0})
+    source = Source(dataclasses.replace(run.source_spec(), rows={"instruct": 0}), run.task)
     with making(base, inputs) as directory:
         build_base(
             directory,
             texts=read_unlabelled(corpus, tuple(demo.corpus.languages), demo.corpus.seed),
-            examples={x: load_split(source, x, "instruct") for x in demo.corpus.languages},
+            examples={x: source.draw(x, "instruct") for x in demo.corpus.languages},
             task=run.task,
             settings=BaseSettings(**demo.base),
             mesh=run.mesh,

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from langmerge_jax.evaluation.metrics import METRICS
-
 SAMPLES = 4000
 LEVEL = 0.95
 
@@ -30,37 +28,14 @@ def draws(n: int, *, seed: Sequence[int], samples: int = SAMPLES) -> np.ndarray:
     return counts
 
 
-def classification_replicates(
-    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], counts: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Scores every draw as `metrics.classification_scores` scores the whole.
-
-    Args:
-      truth, predicted: n labels each.
-      labels: k of them.
-      counts: from `draws`, [samples, n].
-
-    Returns:
-      {metric: float64 [samples]}.
-    """
-    place = {label: i for i, label in enumerate(labels)}
-    k = len(labels)
-    cell = np.array([place[t] * k + place[p] for t, p in zip(truth, predicted, strict=True)])
-    where = np.eye(k * k, dtype=np.float32)[cell]
-    parts = [part.astype(np.float32) @ where for part in np.array_split(counts, 40)]
-    table = np.concatenate(parts).reshape(-1, k, k).astype(np.float64)
-    hit = np.diagonal(table, axis1=1, axis2=2)
-    occurs, chosen = table.sum(2), table.sum(1)
-
-    def share(part, whole):
-        return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-    by_label = (share(2 * hit, occurs + chosen), share(hit, chosen), share(hit, occurs))
-    return {name: values.mean(1) for name, values in zip(METRICS, by_label, strict=True)}
-
-
 def interval(replicates: np.ndarray) -> tuple[float, float]:
-    """Returns the percentile interval of bootstrap replicates [samples]."""
+    """Returns the percentile interval of bootstrap replicates [samples].
+
+    Draws that define no score are NaN and left out; without any other both ends are NaN.
+    """
+    replicates = replicates[np.isfinite(replicates)]
+    if not replicates.size:
+        return math.nan, math.nan
     low, high = np.quantile(replicates, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -103,7 +78,7 @@ class Comparison:
         """Returns how many examples would decide if the difference stayed as it is.
 
         The interval narrows with the square root of n until it clears the margin. None if the
-        difference lies on the margin itself.
+        difference lies on the margin itself, or is not defined.
 
         Args:
           comparisons: by how many the p-value is multiplied; the interval is widened to the level
@@ -111,7 +86,7 @@ class Comparison:
         """
         distance = self.difference + self.margin
         reach = self.difference - self.low if distance > 0 else self.high - self.difference
-        if distance == 0:
+        if distance == 0 or not math.isfinite(distance):
             return None
         tail = (1 - LEVEL) / 2
         normal = statistics.NormalDist()
@@ -120,8 +95,14 @@ class Comparison:
 
 
 def compare(difference: float, replicates: np.ndarray, *, margin: float, n: int) -> Comparison:
-    """Compares by the replicates [samples] of a difference of scores."""
+    """Compares by the replicates [samples] of a difference of scores.
+
+    Where the difference is not defined (NaN), neither verdict is reached.
+    """
     low, high = interval(replicates)
+    if not math.isfinite(difference):
+        return Comparison(difference, low, high, p_worse=1.0, p_par=1.0, margin=margin, n=n)
+    replicates = replicates[np.isfinite(replicates)]
     below = np.count_nonzero(replicates < -margin)
     ties = np.count_nonzero(replicates == -margin)
     total = len(replicates) + 1

@@ -1,24 +1,110 @@
-"""Choice scoring: the log-likelihood of each option after each prompt."""
+"""Answers to many prompts, by several variants in one batch: by choice or by generation."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from langmerge_jax.adapters import Adapter
 from langmerge_jax.data.batching import bucket
-from langmerge_jax.models.checkpoint import Base
-from langmerge_jax.models.decoding import pad_prompts
+from langmerge_jax.models.checkpoint import Base, stop_tokens
+from langmerge_jax.models.decoding import Decoder, pad_prompts
 from langmerge_jax.models.llama import Llama, Tail
 from langmerge_jax.models.lora import Active, LoraSpec
-from langmerge_jax.models.stacking import split_lora
+from langmerge_jax.models.stacking import spec_of, split_lora, stack
 from langmerge_jax.parallel.mesh import Rules, place
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What answers: a base, alone or with n adapters of one shape, each of which answers all.
+
+    Attributes:
+      n: how many answer.
+      spec: shape of the adapters; None without any.
+      lora: LoRA state with leaves [l, n, ...].
+      params: weights in place of the base's, such as a folded merge.
+    """
+
+    n: int
+    spec: LoraSpec | None
+    lora: nnx.State
+    params: nnx.State
+
+
+def of_base(base: Base, params: nnx.State | None = None) -> Weights:
+    """Returns the base, or other weights of its shape, as what answers."""
+    return Weights(1, None, nnx.State({}), base.params if params is None else params)
+
+
+def of_adapters(base: Base, adapters: Sequence[Adapter]) -> Weights:
+    """Returns adapters over the base as what answers, padded to one rank."""
+    spec = spec_of(adapters)
+    named = {str(number): adapter for number, adapter in enumerate(adapters)}
+    return Weights(len(adapters), spec, stack(named, base.config, spec, base.dtype), base.params)
+
+
+def batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[np.ndarray]:
+    """Yields the numbers of the prompts of each batch, like lengths together."""
+    order = np.argsort([len(p) for p in prompts], kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def rows_at_once(base: Base, batch_size: int, n: int) -> int:
+    """Returns how many prompts each of n variants gets in a batch: all rows together are
+    `batch_size`, or a few more so that the devices share them evenly."""
+    parts = math.prod(base.mesh.shape[axis] for axis in ("data", "fsdp"))
+    return -(-max(batch_size // n, 1) // parts) * parts
+
+
+class Generator:
+    """Continues prompts greedily, with the words of each continuation as the answer.
+
+    Args:
+      base: model, tokenizer and devices.
+      batch_size: rows at a time.
+      max_new_tokens: at most so many an answer.
+    """
+
+    def __init__(self, base: Base, batch_size: int, max_new_tokens: int):
+        self._base, self._batch_size, self._longest = base, batch_size, max_new_tokens
+        self._stop = stop_tokens(base)
+        self._decoders: dict[int, Decoder] = {}
+
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], weights: Weights
+    ) -> list[list[dict[str, Any]]]:
+        """Answers the prompts of one batch.
+
+        Returns:
+          Of each variant, of each prompt {output: text}.
+        """
+        rows = rows_at_once(self._base, self._batch_size, weights.n)
+        if rows not in self._decoders:
+            self._decoders[rows] = Decoder(self._base, rows)
+        found = self._decoders[rows](
+            [*prompts] * weights.n,
+            max_new_tokens=self._longest,
+            stop=self._stop,
+            adapters=np.repeat(np.arange(weights.n), len(prompts)).tolist(),
+            spec=weights.spec,
+            lora=weights.lora,
+            params=weights.params,
+        )
+        texts = self._base.tokenizer.batch_decode(found, skip_special_tokens=True)
+        answers = [{"output": text.strip()} for text in texts]
+        count = len(prompts)
+        return [answers[i * count : (i + 1) * count] for i in range(weights.n)]
+
+
 class ChoiceScorer:
-    """Scores a fixed set of options after many prompts, for any weights of one shape.
+    """Scores a fixed set of options after many prompts.
 
     The prompt is computed once: the options stand behind it side by side, each sees the prompt and
     itself.
@@ -26,7 +112,7 @@ class ChoiceScorer:
     Args:
       base: model, tokenizer and devices.
       options: token ids of each option; none is empty.
-      batch_size: prompts at a time.
+      batch_size: rows at a time.
       buckets: sequence lengths prompts are padded to.
     """
 
@@ -54,42 +140,23 @@ class ChoiceScorer:
             self._programs[spec] = program
         return self._programs[spec]
 
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        params: nnx.State | None = None,
-        lora: nnx.State | None = None,
-        spec: LoraSpec | None = None,
-        done: Callable[[int], None] = lambda count: None,
-    ) -> np.ndarray:
-        """Scores every option after every prompt.
+    def __call__(self, prompts: Sequence[Sequence[int]], weights: Weights) -> np.ndarray:
+        """Scores every option after the prompts of one batch.
 
         Args:
-          prompts: token ids, none empty.
-          params: weights in place of the base's, such as a folded merge.
-          lora: one adapter (LoRA state with leaves [l, 1, ...]) of shape `spec`, or None.
-          done: called with the number of prompts finished.
+          prompts: token ids, none empty; no more than `rows_at_once`.
 
         Returns:
-          float32 [prompts, options], log-likelihoods in nats.
+          float32 [n, prompts, options], log-likelihoods in nats.
         """
-        program = self._program(spec)
-        params = self._base.params if params is None else params
-        lora = nnx.State({}) if lora is None else lora
-        order = np.argsort([len(p) for p in prompts], kind="stable")
-        scores = np.zeros((len(prompts), len(self._options.index)), np.float32)
-        for start in range(0, len(order), self._batch_size):
-            rows = order[start : start + self._batch_size]
-            length = bucket(len(prompts[rows[-1]]), self._buckets)
-            numbers = np.full((1, self._batch_size), -1)
-            numbers[0, : len(rows)] = rows
-            tokens, lengths = pad_prompts(prompts, numbers, length)
-            batch = place({"tokens": tokens, "lengths": lengths}, self._base.mesh, Rules())
-            result = program(params, lora, **batch)
-            scores[rows] = np.asarray(result)[0, : len(rows)]
-            done(len(rows))
-        return scores
+        rows = rows_at_once(self._base, self._batch_size, weights.n)
+        numbers = np.full((weights.n, rows), -1)
+        numbers[:, : len(prompts)] = np.arange(len(prompts))
+        length = bucket(max(map(len, prompts)), self._buckets)
+        tokens, lengths = pad_prompts(prompts, numbers, length)
+        batch = place({"tokens": tokens, "lengths": lengths}, self._base.mesh, Rules())
+        result = self._program(weights.spec)(weights.params, weights.lora, **batch)
+        return np.asarray(result)[:, : len(prompts)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +204,7 @@ class _Options:
           prompts: int32 [g, b, s]; lengths: int32 [g, b].
         """
         g, b, s = prompts.shape
-        active = Active(jnp.zeros(g, jnp.int32), jnp.ones(1))
+        active = Active(jnp.arange(g), jnp.ones(g))  # One adapter a group.
         last = (lengths - 1)[..., None]
         if not self.tail.size:  # Options of one token: a plain causal sequence.
             hidden = model(prompts, active)

@@ -1,4 +1,4 @@
-"""How much of what a model quotes is not in what it was given: the hallucination rate of themes.
+"""How much of what a model quotes is not in what it was given.
 
 A model that extracts themes answers with a JSON value such as
 
@@ -12,7 +12,7 @@ import difflib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 _QUOTES = str.maketrans(dict.fromkeys("‘’‚‛′`´", "'") | dict.fromkeys("“”„‟″«»「」『』", '"'))
@@ -56,29 +56,19 @@ def read(output: str, source: str, *, fuzzy: float = 1.0) -> Quoted:
     return Quoted(examples, invented, False)
 
 
-def hallucination_rate(quoted: Sequence[Quoted]) -> float:
-    """Returns the share of all generated examples that are not in the input; NaN without any."""
-    total = sum(len(one.examples) for one in quoted)
-    return sum(len(one.invented) for one in quoted) / total if total else float("nan")
-
-
-def malformed_share(quoted: Sequence[Quoted]) -> float:
-    """Returns the share of outputs that could not be read; NaN without any."""
-    return sum(one.malformed for one in quoted) / len(quoted) if quoted else float("nan")
+def is_theme(value: Any) -> bool:
+    """Returns whether a JSON value is a theme: a mapping with a list of texts, `examples`."""
+    examples = value.get("examples") if isinstance(value, dict) else None
+    return isinstance(examples, list) and all(isinstance(x, str) for x in examples)
 
 
 def _themes(output: str) -> list[list[str]] | None:
     """The examples of each theme, from the first JSON value in a text that has themes."""
     for value in _json_values(output):
         themes = value.get("themes") if isinstance(value, dict) else value
-        if isinstance(themes, list) and all(map(_is_theme, themes)):
+        if isinstance(themes, list) and all(map(is_theme, themes)):
             return [theme["examples"] for theme in themes]
     return None
-
-
-def _is_theme(value: Any) -> bool:
-    examples = value.get("examples") if isinstance(value, dict) else None
-    return isinstance(examples, list) and all(isinstance(x, str) for x in examples)
 
 
 def _json_values(text: str) -> Iterator[Any]:

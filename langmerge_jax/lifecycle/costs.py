@@ -112,7 +112,7 @@ def time_alone(run: Run) -> dict[str, float]:
     inputs = digest([run.base_identity, {x: digest_rows(some) for x, some in rows.items()}])
     if path.exists() and (found := read_json(path))["inputs"] == inputs:
         return {name: timed["seconds"] for name, timed in found["trainings"].items()}
-    encoded = {name: run.task.encode(run.base.tokenizer, some) for name, some in rows.items()}
+    encoded = {name: run.encode(some) for name, some in rows.items()}
     timed = run.trainer.time_alone(encoded)
     write_json(path, {"inputs": inputs, "trainings": timed})
     return {name: one["seconds"] for name, one in timed.items()}

@@ -1,208 +1,116 @@
-"""The evaluation stage: every variant on every language, as predictions on disk."""
+"""The evaluation stage: which variants answer the test rows of a run."""
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from langmerge_jax.adapters import Adapter
-from langmerge_jax.config import to_json
-from langmerge_jax.evaluation.metrics import classification_scores
+from langmerge_jax.evaluation.metrics import LOWER_IS_BETTER
 from langmerge_jax.evaluation.ngram import ngram_predictions
-from langmerge_jax.evaluation.predict import ChoiceScorer
 from langmerge_jax.files import read_json, read_jsonl, write_json, write_jsonl
-from langmerge_jax.lifecycle.merging import merge_inputs, merged, there, trained
-from langmerge_jax.lifecycle.run import COMBINED, Run
+from langmerge_jax.lifecycle.merging import of_languages, there
+from langmerge_jax.lifecycle.prediction import (
+    Answerer,
+    Answers,
+    journal_key,
+    keep_rows,
+    predict,
+    run_inputs,
+)
+from langmerge_jax.lifecycle.run import Run
 from langmerge_jax.lifecycle.stages import digest, digest_rows, identity, is_current, making
-from langmerge_jax.merging import DenseDelta, Recipe, parse
-from langmerge_jax.models.fold import fold
-from langmerge_jax.models.stacking import spec_of, stack
-from langmerge_jax.progress import Progress
+from langmerge_jax.lifecycle.variants import (
+    ROUTED,
+    Variant,
+    chosen,
+    individual,
+    merge_variant,
+    table_rows,
+)
+from langmerge_jax.merging import Recipe, parse
 
 logger = logging.getLogger(__name__)
 
 # Rows a language that the detector of languages is fitted on; more change little and take long.
 DETECTOR_ROWS = 500
 
-BASE, INDIVIDUAL, ROUTED, TUNED = "base", "individual", "routed", "tuned"
 
+def evaluate(
+    run: Run, wanted: Sequence[str] = (), extra: Mapping[str, Variant] = MappingProxyType({})
+) -> dict[str, dict[str, str]]:
+    """Answers the test rows with the variants of a run.
 
-class Evaluator:
-    """Predicts with anything that stands on a run's base, keeping compiled programs and prompts."""
+    Args:
+      wanted: rows of the score table; none for all.
+      extra: {name: variant} beside the run's own.
 
-    def __init__(self, run: Run):
-        self._run = run
-        options = run.task.options(run.base.tokenizer)
-        self._scorer = ChoiceScorer(
-            run.base, options, run.config.evaluate.batch_size, run.config.train.buckets
-        )
-        self._prompts: dict[tuple[str, str], list] = {}
+    Returns:
+      {row of the score table: {language: variant that answered}}.
 
-    def rows(self, split: str) -> int:
-        """Returns how many rows a split has over all languages."""
-        return sum(len(self._run.examples(x, split)) for x in self._run.languages)
-
-    def predict(
-        self, top: Adapter | DenseDelta | None, split: str, done: Callable[[int], None]
-    ) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields (language, float32 log-likelihoods [row, label]).
-
-        Args:
-          top: what stands on the base: nothing, an adapter, or a dense delta, which is folded
-            into a copy of the weights.
-          split: of the data.
-          done: called with the number of rows finished.
-        """
-        base, task = self._run.base, self._run.task
-        weights = {}
-        if isinstance(top, Adapter):
-            spec = spec_of([top])
-            weights = {"spec": spec, "lora": stack({"": top}, base.config, spec, base.dtype)}
-        elif top is not None:
-            weights = {"params": fold(base.params, top.items())}
-        for language in self._run.languages:
-            key = (language, split)
-            if key not in self._prompts:
-                encoded = task.encode(base.tokenizer, self._run.examples(*key))
-                self._prompts[key] = [example.prompt for example in encoded]
-            yield language, self._scorer(self._prompts[key], done=done, **weights)
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One thing that gets evaluated.
-
-    Attributes:
-      inputs: what it is made from.
-      load: gives what stands on the base.
+    Raises:
+      InputError: for a row that is not there.
     """
-
-    inputs: dict[str, Any]
-    load: Callable[[], Adapter | DenseDelta | None]
-
-
-def variants(run: Run) -> dict[str, Variant]:
-    """Returns the variants of a run by name; an individual adapter is `individual-<language>`.
-
-    `tuned` is missing: which recipe it is, `tune` finds out.
-    """
-    found = {BASE: Variant({}, lambda: None)}
-    if run.adapter_directory(COMBINED).exists():
-        found[COMBINED] = adapter_variant(run, COMBINED)
-    for language in run.languages:
-        found[f"{INDIVIDUAL}-{language}"] = adapter_variant(run, language)
-    for recipe in map(parse, run.config.merge.recipes):
-        found[recipe.name] = merge_variant(run, recipe)
-    return found
-
-
-def adapter_variant(run: Run, name: str) -> Variant:
-    """Returns a trained adapter as a variant."""
-    return Variant({"adapter": identity(there(run, name))}, lambda: trained(run, name))
-
-
-def merge_variant(run: Run, recipe: Recipe) -> Variant:
-    """Returns a merge as a variant."""
-    return Variant(merge_inputs(run, recipe), lambda: merged(run, recipe))
-
-
-def evaluate(run: Run) -> None:
-    """Predicts the test rows with every variant.
-
-    Writes `predictions/<variant>/<language>.jsonl`: id, label, prediction and the log-likelihood
-    of each label. Variants that are there already are skipped.
-    """
-    found = variants(run)
-    evaluator = Evaluator(run)
-    if run.config.merge.tune_lambda:
-        found[TUNED] = merge_variant(run, tune(run, evaluator))
-    predict(run, evaluator, found)
+    answerer = Answerer(run)
+    found = chosen(table_rows(run, lambda: tune(run, answerer), extra), wanted)
+    made = {name: make() for row in found.values() for name, make in row.variants.items()}
+    predict(run, answerer, made)
     keep_rows(run)
-    if len(run.languages) > 1:
+    if ROUTED in found:
         route(run)
+    return {name: row.parts for name, row in found.items()}
 
 
-def predict(run: Run, evaluator: Evaluator, found: Mapping[str, Variant]) -> None:
-    """Predicts the test rows with those variants that have not yet, and writes `predictions/`."""
-    common = run_inputs(run, "test")
-    inputs = {name: common | variant.inputs for name, variant in found.items()}
-    missing = [n for n in found if not is_current(run.predictions_directory(n), inputs[n])]
-    if len(missing) < len(found):
-        logger.info("predictions there already, skipped: %d variants", len(found) - len(missing))
-    if not missing:
-        return
-    total = len(missing) * evaluator.rows("test")
-    with Progress(f"evaluate {len(missing)} variants", total, "row") as progress:
-        for name in missing:
-            with making(run.predictions_directory(name), inputs[name]) as directory:
-                top = found[name].load()
-                for language, scores in evaluator.predict(top, "test", progress.update):
-                    rows = _predictions(run, language, scores)
-                    write_jsonl(directory / f"{language}.jsonl", rows)
-
-
-def keep_rows(run: Run) -> None:
-    """Writes `test/<language>.jsonl`: id, text and label of the rows that were predicted."""
-    inputs = {x: digest_rows(run.examples(x, "test")) for x in run.languages}
-    if is_current(run.home / "test", inputs):
-        return
-    with making(run.home / "test", inputs) as directory:
-        for language in run.languages:
-            rows = (
-                {"id": example.id, "text": example.text, "label": example.label}
-                for example in run.examples(language, "test")
-            )
-            write_jsonl(directory / f"{language}.jsonl", rows)
-
-
-def run_inputs(run: Run, split: str) -> dict[str, Any]:
-    """Returns what all predictions of a split are made from."""
-    rows = {language: digest_rows(run.examples(language, split)) for language in run.languages}
-    return {"base": run.base_identity, "task": to_json(run.config)["task"], "rows": rows}
-
-
-def _predictions(run: Run, language: str, scores: np.ndarray) -> Iterator[dict]:
-    labels = run.task.labels
-    for example, row in zip(run.examples(language, "test"), scores, strict=True):
-        yield {
-            "id": example.id,
-            "label": example.label,
-            "prediction": labels[int(row.argmax())],
-            "log_likelihood": dict(zip(labels, map(float, row), strict=True)),
-        }
-
-
-def tune(run: Run, evaluator: Evaluator) -> Recipe:
-    """Picks recipe and lambda by the mean macro F1 on validation; keeps all tried in `tuning.json`.
+def tune(run: Run, answerer: Answerer) -> Recipe:
+    """Picks recipe and lambda by the metric that decides, on validation rows.
 
     Candidates are `merge.tune_recipes` with every lambda of `merge.tune_lambda`; of equal scores
-    the first wins.
+    the first wins. All tried are kept in `tuning.json`: {inputs, chosen, metric, on_validation}.
     """
     config = run.config.merge
     names, gains = list(config.tune_recipes), list(config.tune_lambda)
     candidates = [dataclasses.replace(parse(n), lam=gain) for n in names for gain in gains]
-    inputs = {r.name: merge_inputs(run, r) for r in candidates} | run_inputs(run, "validation")
+    variants = {r.name: merge_variant(run, of_languages(run, r), keep=False) for r in candidates}
+    common = run_inputs(run, "validation")
+    inputs = {name: common | variant.inputs for name, variant in variants.items()}
     path = run.home / "tuning.json"
     if path.exists() and (earlier := read_json(path))["inputs"] == digest(inputs):
         return parse(earlier["chosen"])
-    tried = {}
-    total = len(candidates) * evaluator.rows("validation")
-    with Progress(f"try {len(candidates)} recipes on validation", total, "row") as progress:
-        for recipe in candidates:
-            found = []
-            for language, scores in evaluator.predict(
-                merged(run, recipe, keep=False), "validation", progress.update
-            ):
-                truth = [e.label for e in run.examples(language, "validation")]
-                chosen = [run.task.labels[i] for i in scores.argmax(axis=1)]
-                found.append(classification_scores(truth, chosen, run.task.labels)["macro_f1"])
-            tried[recipe.name] = float(np.mean(found))
-    best = max(tried, key=tried.__getitem__)
-    write_json(path, {"inputs": digest(inputs), "chosen": best, "macro_f1_on_validation": tried})
-    logger.info("best on validation: %s (macro F1 %.4f)", best, tried[best])
+    metric = run.task.measures.names[0]
+    tried: dict[str, float] = {}
+
+    def finish(name: str, answers: Mapping[str, Answers]) -> None:
+        tried[name] = float(np.mean([_value(run, x, of, metric) for x, of in answers.items()]))
+
+    logger.info("try %d recipes on validation", len(variants))
+    answerer.answer(variants, inputs, "validation", finish)
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    # A recipe whose outputs define no score comes last.
+    best = max(variants, key=lambda x: -np.inf if np.isnan(tried[x]) else sign * tried[x])
+    write_json(
+        path,
+        {
+            "inputs": digest(inputs),
+            "chosen": best,
+            "metric": metric,
+            "on_validation": {x: None if np.isnan(tried[x]) else tried[x] for x in variants},
+        },
+    )
+    answerer.journal.remove([journal_key(name, x) for name, x in inputs.items()])
+    logger.info("best on validation: %s (%s %.4f)", best, metric, tried[best])
     return parse(best)
+
+
+def _value(run: Run, language: str, answers: Answers, metric: str) -> float:
+    examples = run.examples(language, "validation")
+    outputs = [answers[i]["output"] for i in range(len(examples))]
+    rows = [
+        {"parsed": one.parsed, "reference": example.target, "scores": one.scores}
+        for example, one in zip(examples, run.task.judge(examples, outputs), strict=True)
+    ]
+    return run.task.measures.values(rows)[metric]
 
 
 def route(run: Run) -> None:
@@ -239,7 +147,7 @@ def _route(run: Run, inputs: Mapping[str, Any]) -> None:
         for language, rows in test.items():
             detected = [next(found) for _ in rows]
             predicted = {
-                x: read_jsonl(run.predictions_directory(f"{INDIVIDUAL}-{x}") / f"{language}.jsonl")
+                x: read_jsonl(run.predictions_directory(individual(x)) / f"{language}.jsonl")
                 for x in set(detected)
             }
             write_jsonl(

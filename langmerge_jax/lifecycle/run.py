@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import ml_collections
 
 from langmerge_jax.config import claim_workdir
-from langmerge_jax.data.sources import Example, SourceSpec, load_split
-from langmerge_jax.data.tasks import ClassificationTask
+from langmerge_jax.data.encoding import Encoded
+from langmerge_jax.data.examples import Example
+from langmerge_jax.data.sources import Source, SourceSpec
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.stages import digest, identity
-from langmerge_jax.models.checkpoint import Base, load_base, resolve
+from langmerge_jax.models.checkpoint import Base, load_base, load_tokenizer, resolve
 from langmerge_jax.models.lora import targets_of
 from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.parallel.processes import agree
+from langmerge_jax.tasks.make import make_task
+from langmerge_jax.tasks.task import Task
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.settings import TrainSettings
 
@@ -31,6 +34,7 @@ class Run:
       config: from `langmerge_jax.config.default`, changed by a config file and flags.
       workdir: where everything is written; claimed for this config.
       profile: steps of each training that jax's profiler records.
+      claim: whether the workdir becomes this config's own; not where nothing will be written.
 
     Raises:
       InputError: if the workdir belongs to another config.
@@ -42,6 +46,7 @@ class Run:
         workdir: pathlib.Path,
         *,
         profile: range = range(0),
+        claim: bool = True,
     ):
         if not config.languages or len(set(config.languages)) != len(config.languages):
             raise InputError(f"languages={config.languages}: name each language once, at least one")
@@ -52,7 +57,8 @@ class Run:
             # At once: no stage may use jax before this, and any stage may be the first to do so.
             jax.config.update("jax_platforms", "cpu")
             jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-        agree(lambda: claim_workdir(workdir, config))
+        if claim:
+            agree(lambda: claim_workdir(workdir, config))
         self.languages = tuple(config.languages)
         # Where results go; an update of a run has a home of its own in the run's workdir.
         self.home = workdir
@@ -99,27 +105,41 @@ class Run:
         )
 
     @functools.cached_property
-    def task(self) -> ClassificationTask:
-        task = self.config.task
-        return ClassificationTask(task.template, tuple(task.labels), task.max_length)
+    def tokenizer(self):
+        """The base's tokenizer, without loading the base."""
+        return load_tokenizer(resolve(self.path(self.config.base)))
 
     @functools.cached_property
-    def source(self) -> SourceSpec:
-        data = self.config.data
-        return SourceSpec(
-            path=self.path(data.path),
-            text_field=data.text_field,
-            label_field=data.label_field,
-            language_field=data.language_field,
-            labels=tuple(self.config.task.labels),
-            rows=dict(data.rows),
-            seed=data.seed,
-        )
+    def task(self) -> Task:
+        return make_task(self.config)
 
-    @functools.cache  # noqa: B019 (a run lives as long as the process)
+    @functools.cached_property
+    def source(self) -> Source:
+        return Source(self.source_spec(), self.task)
+
+    def source_spec(self) -> SourceSpec:
+        """Returns which rows the run reads.
+
+        Raises:
+          InputError: if nothing tells the languages' rows apart.
+        """
+        data = self.config.data.to_dict()
+        apart = "{language}" in data["path"] or data["language_field"]
+        if not (apart or data["path"].startswith("hf:") or len(self.languages) == 1):
+            raise InputError(
+                f"data.path={data['path']!r} is the same for {', '.join(self.languages)}; write "
+                "{language} where it differs, or name the column by data.language_field"
+            )
+        data.pop("labels")  # The task's.
+        return SourceSpec(**data | {"path": self.path(data["path"])})
+
     def examples(self, language: str, split: str) -> list[Example]:
         """Returns one language's rows of a split."""
-        return load_split(self.source, language, split)
+        return self.source.draw(language, split)
+
+    def encode(self, rows: Sequence[Example]) -> list[Encoded]:
+        """Returns rows as tokens to train on."""
+        return self.task.encode(self.tokenizer, rows)
 
     @functools.cached_property
     def trainer(self) -> Trainer:

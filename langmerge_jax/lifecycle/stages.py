@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from langmerge_jax.data.sources import Example
+from langmerge_jax.data.examples import Example
 from langmerge_jax.files import finished_directory, read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def digest(value: Any) -> str:
 
 def digest_rows(rows: Sequence[Example]) -> str:
     """Returns the digest of examples in their order, wherever their file lies."""
-    return digest([(row.language, row.text, row.label) for row in rows])
+    return digest([(row.language, row.text, row.target, *row.choices) for row in rows])
 
 
 def fingerprint(directory: pathlib.Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from langmerge_jax.adapters import Adapter, load_adapter, save_adapter
 from langmerge_jax.config import decisive_of_train, to_json
-from langmerge_jax.data.sources import Example
+from langmerge_jax.data.examples import Example
 from langmerge_jax.errors import InputError
 from langmerge_jax.files import read_json, remove_directory, write_json
 from langmerge_jax.lifecycle.run import COMBINED, Run
@@ -125,9 +125,8 @@ def _train(
     """Trains adapters in one batch, from the newest checkpoint of the folder if it has one."""
     agree(lambda: _begin(folder, job))
     start = time.monotonic()
-    tokenizer = run.base.tokenizer
-    data = {name: run.task.encode(tokenizer, x.rows) for name, x in targets.items()}
-    validation = {name: run.task.encode(tokenizer, x.validation) for name, x in targets.items()}
+    data = {name: run.encode(x.rows) for name, x in targets.items()}
+    validation = {name: run.encode(x.validation) for name, x in targets.items()}
     starts = {n: load_adapter(x.start) for n, x in targets.items() if x.start}
     # The base is loaded once a process, and counts with what needed it first.
     seconds = time.monotonic() - start

@@ -8,29 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from langmerge_jax.data.sources import Example, load_split
+from langmerge_jax.data.examples import Example
+from langmerge_jax.data.sources import HOSTED, Source
 from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation.intervals import interval
 from langmerge_jax.files import read_json, write_json
-from langmerge_jax.lifecycle.evaluation import (
-    INDIVIDUAL,
-    Evaluator,
-    Variant,
-    adapter_variant,
-    merge_variant,
-    predict,
-)
+from langmerge_jax.lifecycle.merging import of_languages
+from langmerge_jax.lifecycle.prediction import Answerer, predict
 from langmerge_jax.lifecycle.run import COMBINED, Run
-from langmerge_jax.lifecycle.scores import ALL, Scored, Scorer
+from langmerge_jax.lifecycle.scores import ALL, Scored, Scorer, defined
 from langmerge_jax.lifecycle.training import (
     Target,
     train_adapters,
     train_targets,
     validation_rows,
 )
+from langmerge_jax.lifecycle.variants import (
+    INDIVIDUAL,
+    Variant,
+    adapter_variant,
+    individual,
+    merge_variant,
+)
 from langmerge_jax.merging import Recipe, parse
 
 BEFORE, CHANGES = "before-", "changes.json"
+# The split of new rows, which is none of those that a run has.
+NEW = "new"
 
 
 class UpdatedRun(Run):
@@ -42,8 +46,9 @@ class UpdatedRun(Run):
     Args:
       run: as it was.
       language: that changes.
-      data: jsonl file, or pattern as in `config.data.path`, of the new rows; None takes the
-        config's own data, for a language that joins.
+      data: of the new rows, as in `config.data.path`; None takes the config's own data: for a
+        language that joins its rows, for another as many as `config.data.rows.further` of its
+        training rows that were not drawn before.
       warm_start: share of old rows, in proportion to the new ones, that are trained on again when
         the live adapter is trained further; None trains a new adapter on old and new rows.
 
@@ -57,9 +62,7 @@ class UpdatedRun(Run):
         self._run, self.language, self.warm_start = run, language, warm_start
         self.config, self.workdir = run.config, run.workdir
         self.joins = language not in run.languages
-        if data is None and not self.joins:
-            raise InputError(f"--language={language} is trained already: give new rows by --data=")
-        if self.joins and data and "{split}" not in data and not data.startswith("hf:"):
+        if self.joins and data and "{split}" not in data and not data.startswith(HOSTED):
             raise InputError(
                 f"--data={data} for {language}, which joins: its rows of train, validation and "
                 "test lie in files of their own; write {split} where they differ"
@@ -69,7 +72,7 @@ class UpdatedRun(Run):
         self.languages = (*run.languages, language) if self.joins else run.languages
         self.name = language if warm_start is None else f"{language}-warm"
         self.home = run.workdir / "updates" / self.name
-        self._data = run.path(data or run.config.data.path)
+        self._data = None if data is None else run.path(data)
 
     # What is loaded once.
 
@@ -84,6 +87,14 @@ class UpdatedRun(Run):
     @property
     def base_identity(self) -> str:
         return self._run.base_identity
+
+    @property
+    def tokenizer(self):
+        return self._run.tokenizer
+
+    @property
+    def task(self):
+        return self._run.task
 
     @property
     def trainer(self):
@@ -107,21 +118,33 @@ class UpdatedRun(Run):
         if language != self.language:
             return self._run.examples(language, split)
         if self.joins:
-            return self._brought(split)
+            return self._brought.draw(language, split)
         rows = self._run.examples(language, split)
         return [*rows, *self.new_rows()] if split == "train" else rows
 
-    @functools.cache  # noqa: B019 (an update lives as long as the process)
-    def _brought(self, split: str) -> list[Example]:
-        source = dataclasses.replace(self.source, path=self._data)
+    @functools.cached_property
+    def _brought(self) -> Source:
+        """The source of the new rows."""
+        spec = self.source_spec()
+        if self._data is not None:
+            spec = dataclasses.replace(spec, path=self._data)
         if not self.joins:
             # All of them: how many the first training took says nothing of those that came since.
-            source = dataclasses.replace(source, rows=dict(source.rows) | {split: 0})
-        return load_split(source, self.language, split)
+            called = {NEW: spec.splits.get("train", "train")}
+            spec = dataclasses.replace(spec, rows={NEW: 0}, splits={**spec.splits, **called})
+        return Source(spec, self.task)
 
+    @functools.cache  # noqa: B019 (an update lives as long as the process)
     def new_rows(self) -> list[Example]:
-        """Returns the rows that the update brings."""
-        return self._brought("train")
+        """Returns the rows that the update brings: none that the run has in any split."""
+        if self.joins:
+            return self._brought.draw(self.language, "train")
+        if self._data is None:
+            return self._run.source.further(self.language, self.config.data.rows.further)
+        rows = self._brought.draw(self.language, NEW)
+        if not (found := self._run.source.without(rows, self.language)):
+            raise InputError(f"--data={self._data}: every row is there already, none is new")
+        return found
 
     def training_rows(self) -> list[Example]:
         """Returns what the language's adapter is trained on in this update."""
@@ -153,12 +176,12 @@ def update(run: Run, change: UpdatedRun, *, combined: bool) -> list[dict[str, An
     """
     recipe = live_recipe(run)
     # Before anything is trained: what is compared with must be there, and of today's rows.
-    before = {recipe.name: merge_variant(run, recipe)}
+    before = {recipe.name: merge_variant(run, of_languages(run, recipe))}
     if not change.joins:
-        before[f"{INDIVIDUAL}-{change.language}"] = adapter_variant(run, change.language)
+        before[individual(change.language)] = adapter_variant(run, change.language)
     if combined:
         before[COMBINED] = adapter_variant(run, COMBINED)
-    predict(run, Evaluator(run), before)
+    predict(run, Answerer(run), before)
     start = run.adapter_directory(change.language) if change.warm_start is not None else None
     target = Target(
         change.adapter_directory(change.language),
@@ -169,20 +192,18 @@ def update(run: Run, change: UpdatedRun, *, combined: bool) -> list[dict[str, An
     train_targets(change, {change.language: target})
     if combined:
         train_adapters(change, combined=True)
-    evaluator = Evaluator(change)
-    own = f"{INDIVIDUAL}-{change.language}"
     found: dict[str, Variant] = {
-        own: adapter_variant(change, change.language),
-        recipe.name: merge_variant(change, recipe),
+        individual(change.language): adapter_variant(change, change.language),
+        recipe.name: merge_variant(change, of_languages(change, recipe)),
     }
     if change.joins:
         # How the run did on a language it did not have.
-        found[BEFORE + recipe.name] = merge_variant(run, recipe)
+        found[BEFORE + recipe.name] = merge_variant(run, of_languages(run, recipe))
     if combined:
         found[COMBINED] = adapter_variant(change, COMBINED)
         if change.joins:
             found[BEFORE + COMBINED] = adapter_variant(run, COMBINED)
-    predict(change, evaluator, found)
+    predict(change, Answerer(change), found)
     rows = _changes(run, change, [recipe.name, *([COMBINED] if combined else [])])
     write_json(
         change.home / CHANGES,
@@ -215,7 +236,7 @@ def _changes(run: Run, change: UpdatedRun, names: list[str]) -> list[dict[str, A
         old = Scorer(run).read(dict.fromkeys(run.languages, name))
         new = Scorer(change).read(dict.fromkeys(run.languages, name))
         rows += compared(name, old, new)
-    own = {change.language: f"{INDIVIDUAL}-{change.language}"}
+    own = {change.language: individual(change.language)}
     if change.joins:
         for name in names:
             old = Scorer(change).read({change.language: BEFORE + name})
@@ -229,7 +250,7 @@ def _changes(run: Run, change: UpdatedRun, names: list[str]) -> list[dict[str, A
 def compared(
     name: str, old: Mapping[str, Scored], new: Mapping[str, Scored], *, mean: bool = True
 ) -> list[dict[str, Any]]:
-    """Returns rows of the change of one variant's macro F1, paired by test row.
+    """Returns rows of the change of one variant in the metric that decides, paired by test row.
 
     Args:
       name: of the variant.
@@ -241,18 +262,19 @@ def compared(
         if language == ALL and not mean:
             continue
         after = new[language]
-        (was, draws_was), (is_now, draws_now) = (x.metrics["macro_f1"] for x in (before, after))
+        metric = next(iter(after.metrics))
+        (was, draws_was), (is_now, draws_now) = (x.metrics[metric] for x in (before, after))
         low, high = interval(draws_now - draws_was)
         rows.append(
             {
                 "variant": name,
                 "language": language,
-                "metric": "macro_f1",
-                "before": was,
-                "after": is_now,
-                "difference": is_now - was,
-                "low": low,
-                "high": high,
+                "metric": metric,
+                "before": defined(was),
+                "after": defined(is_now),
+                "difference": defined(is_now - was),
+                "low": defined(low),
+                "high": defined(high),
                 "n": after.n,
             }
         )

@@ -1,9 +1,11 @@
 """What the workdir of a run holds for its report."""
 
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from langmerge_jax.evaluation.metrics import LOWER_IS_BETTER
 from langmerge_jax.files import read_json, read_jsonl
 from langmerge_jax.merging.recipe import parse
 
@@ -15,6 +17,7 @@ class Results:
       home: the workdir.
       config: its config.
       languages: that were trained.
+      metric: the one that decides.
       chosen: the variant that stands for merging: the tuned one, else the one that updates merge
         by, else the best of the table.
       recipe: its recipe.
@@ -28,6 +31,7 @@ class Results:
         self.config = read_json(home / "config.json")
         self.languages: list[str] = self.config["languages"]
         rows = read_json(home / "scores.json")
+        self.metric: str = rows[0]["metric"]
         self._scores = {(r["variant"], r["language"], r["metric"]): r for r in rows}
         self.chosen, self.recipe, self.by_choice = self._choose()
         path = home / "costs.json"
@@ -43,12 +47,14 @@ class Results:
         wanted = self.config["updates"]["recipe"]
         if wanted and parse(wanted).name in merges:
             return parse(wanted).name, parse(wanted).name, "named in the config"
-        best = max(merges, key=lambda name: self.score(name)["value"])
+        sign = -1 if self.metric in LOWER_IS_BETTER else 1
+        values = {name: self.score(name)["value"] for name in merges}
+        best = max(merges, key=lambda x: -math.inf if values[x] is None else sign * values[x])
         return best, best, f"the best of {len(merges)} on these test rows"
 
     def score(self, variant: str, language: str = "all") -> dict[str, Any] | None:
-        """Returns a variant's row of macro F1."""
-        return self._scores.get((variant, language, "macro_f1"))
+        """Returns a variant's row of the metric that decides."""
+        return self._scores.get((variant, language, self.metric))
 
     def comparison(self, variant: str, language: str = "all") -> dict[str, Any] | None:
         """Returns how a variant compares with `combined`."""

@@ -7,10 +7,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from langmerge_jax.evaluation.metrics import LOWER_IS_BETTER, TITLES
 from langmerge_jax.files import read_json, write_text
 from langmerge_jax.reporting.table import Cell, Table
 
-METRICS = {"macro_f1": "Macro F1", "precision": "Macro precision", "recall": "Macro recall"}
 MARKS = {"on par": "=", "worse": "<", "undecided": "?"}
 
 
@@ -18,10 +18,13 @@ def write_tables(home: pathlib.Path) -> str:
     """Writes `scores.md`, `scores.csv` and `scores.tex`; returns what to print.
 
     Args:
-      home: of a run with `scores.json` and `matrix.json`, and perhaps `comparisons.json`,
-        `tuning.json` and `ngram.json`.
+      home: of a run with `scores.json`, and perhaps `matrix.json`, `comparisons.json`,
+        `tuning.json` and `baselines.json`.
     """
-    tables = [scores_table(home, metric) for metric in METRICS] + [matrix_table(home)]
+    tables = [scores_table(home, metric) for metric in metrics(home)]
+    count = len(tables)
+    if (home / "matrix.json").exists():
+        tables.append(matrix_table(home))
     if (home / "comparisons.json").exists():
         tables.append(comparisons_table(home))
     write_text(home / "scores.md", "\n".join(table.markdown() for table in tables))
@@ -31,11 +34,27 @@ def write_tables(home: pathlib.Path) -> str:
     writer.writeheader()
     writer.writerows(read_json(home / "scores.json"))
     write_text(home / "scores.csv", lines.getvalue())
-    return "\n".join(table.text() for table in [tables[0], *tables[len(METRICS) :]])
+    return "\n".join(table.text() for table in [tables[0], *tables[count:]])
+
+
+def metrics(home: pathlib.Path) -> list[str]:
+    """Returns the metrics of a run, first the one that decides."""
+    return list(dict.fromkeys(row["metric"] for row in read_json(home / "scores.json")))
+
+
+def decisive(home: pathlib.Path) -> str:
+    """Returns the metric that decides, as it is called in the middle of a sentence."""
+    return _named(metrics(home)[0])
+
+
+def _named(metric: str) -> str:
+    title = TITLES[metric]
+    # Names that are abbreviations keep their capitals.
+    return title if title[1].isupper() else title[0].lower() + title[1:]
 
 
 def scores_table(home: pathlib.Path, metric: str) -> Table:
-    """Returns what each variant scores on each language, with marks of parity for macro F1."""
+    """Returns what each variant scores on each language, with marks of parity if that decides."""
     scores = read_json(home / "scores.json")
     names = variant_names(home)
     marks, margin = {}, None
@@ -45,15 +64,17 @@ def scores_table(home: pathlib.Path, metric: str) -> Table:
                 marks[row["variant"], row["language"]] = MARKS[row["verdict"]]
                 margin = row["margin"]
     notes = []
+    if metric in LOWER_IS_BETTER:
+        notes.append("Lower is better")
     if marks:
         notes.append(f"Against combined, margin {points(margin)}: = on par, < worse, ? undecided")
     rows = _pivot(scores, "variant", metric, marks)
-    path = home / "ngram.json"
+    path = home / "baselines.json"
     beside = read_json(path)["scores"] if path.exists() else []
     # Not a variant, shown below and never marked best.
     beside = _pivot(beside, "variant", metric, {}, best=False)
     return Table(
-        f"{METRICS[metric]}, {_sizes(scores)}; all: mean over languages",
+        f"{TITLES[metric]}, {_sizes(scores)}; all: mean over languages",
         "variant",
         _languages(scores),
         {names.get(name, name): cells for name, cells in (rows | beside).items()},
@@ -63,12 +84,12 @@ def scores_table(home: pathlib.Path, metric: str) -> Table:
 
 def matrix_table(home: pathlib.Path) -> Table:
     """Returns what each language's adapter scores on each language."""
-    matrix = read_json(home / "matrix.json")
+    matrix, metric = read_json(home / "matrix.json"), metrics(home)[0]
     return Table(
-        f"Macro F1 of each language's adapter on each language, {_sizes(matrix)}",
+        f"{TITLES[metric]} of each language's adapter on each language, {_sizes(matrix)}",
         "adapter",
         _languages(matrix),
-        _pivot(matrix, "adapter", "macro_f1", {}),
+        _pivot(matrix, "adapter", metric, {}),
     )
 
 
@@ -82,15 +103,15 @@ def comparisons_table(home: pathlib.Path) -> Table:
         test = "p_worse" if row["verdict"] == "worse" else "p_par"
         adjusted = row[f"{test}_holm"]
         cells[names.get(row["variant"], row["variant"])] = [
-            Cell(f"{100 * row['difference']:+.1f}"),
-            Cell(f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"),
+            Cell(_signed(row["difference"])),
+            Cell(f"{_signed(row['low'])} to {_signed(row['high'])}"),
             Cell(f"{row[test]:.4f}"),
             Cell("" if adjusted is None else f"{adjusted:.4f}"),
             Cell(row["verdict"] + (f" ({row['deciding_n']})" if row["deciding_n"] else "")),
         ]
     margin = rows[0]["margin"]
     return Table(
-        f"Against combined, points of macro F1 over all languages, n = {rows[0]['n']}",
+        f"Against combined, points of {decisive(home)} over all languages, n = {rows[0]['n']}",
         "variant",
         ["difference", "95 %", "p", "Holm", "verdict"],
         cells,
@@ -110,10 +131,10 @@ def changes_table(home: pathlib.Path) -> Table:
     cells = {}
     for name in dict.fromkeys(row["variant"] for row in changes):
         rows = [found.get((name, column)) for column in columns]
-        cells[name] = [Cell(f"{row['after']:.3f}") if row else Cell("") for row in rows]
+        cells[name] = [Cell(number(row["after"], 3)) if row else Cell("") for row in rows]
         cells[f"  {name}, change"] = [_change(row) if row else Cell("") for row in rows]
     return Table(
-        f"Update {home.name}: macro F1 after it, and its change in points",
+        f"Update {home.name}: {_named(changes[0]['metric'])} after it, and its change in points",
         "variant",
         columns,
         cells,
@@ -122,9 +143,9 @@ def changes_table(home: pathlib.Path) -> Table:
 
 
 def _change(row: Mapping[str, Any]) -> Cell:
-    sure = row["low"] > 0 or row["high"] < 0
-    detail = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-    return Cell(f"{100 * row['difference']:+.1f}", mark="!" if sure else "", detail=detail)
+    sure = row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
+    detail = f"{_signed(row['low'])} to {_signed(row['high'])}"
+    return Cell(_signed(row["difference"]), mark="!" if sure else "", detail=detail)
 
 
 def costs_table(home: pathlib.Path) -> Table:
@@ -181,7 +202,8 @@ def schedule_table(home: pathlib.Path) -> Table:
 
 def ranks_table(home: pathlib.Path) -> Table:
     """Returns what the chosen merge scores at smaller ranks, from `ranks.json`."""
-    rows = [row for row in read_json(home / "ranks.json")["rows"] if row["metric"] == "macro_f1"]
+    metric = metrics(home)[0]
+    rows = [row for row in read_json(home / "ranks.json")["rows"] if row["metric"] == metric]
     columns = list(dict.fromkeys(row["language"] for row in rows))
     cells: dict[str, list[Cell]] = {}
     for row in sorted(rows, key=lambda row: -(row["rank"] or math.inf)):
@@ -189,7 +211,7 @@ def ranks_table(home: pathlib.Path) -> Table:
         kept = cells.setdefault(name, [Cell(f"{100 * row['energy']:.1f} %")])
         kept.append(_value(row))
     return Table(
-        f"Macro F1 of {rows[0]['recipe']} by output rank, and folded into the base",
+        f"{TITLES[metric]} of {rows[0]['recipe']} by output rank, and folded into the base",
         "",
         ["energy", *columns],
         cells,
@@ -210,6 +232,21 @@ def similarity_table(home: pathlib.Path) -> Table:
             for name, row in zip(names, found["cosines"], strict=True)
         },
     )
+
+
+def number(value: float | None, digits: int) -> str:
+    """Returns a number as text; a dash for one that is not defined."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _signed(share: float | None) -> str:
+    """A share as points with its sign."""
+    return "–" if share is None else f"{100 * share:+.1f}"
+
+
+def percent(share: float) -> str:
+    """Returns a share as whole per cent."""
+    return f"{100 * share:.0f} %"
 
 
 def points(share: float) -> str:
@@ -233,7 +270,8 @@ def _sizes(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _value(row: Mapping[str, Any], *, best: bool = False, mark: str = "") -> Cell:
-    return Cell(f"{row['value']:.4f}", best, mark, f"{row['low']:.3f}–{row['high']:.3f}")
+    interval = f"{number(row['low'], 3)}–{number(row['high'], 3)}"
+    return Cell(number(row["value"], 4), best, mark, interval)
 
 
 def _pivot(
@@ -246,15 +284,17 @@ def _pivot(
 ) -> dict[str, list[Cell]]:
     """One line of cells for each name, a cell for each language."""
     rows = [row for row in rows if row["metric"] == metric]
-    highest: dict[str, str] = {}
+    # As shown: two rows that print alike are marked alike.
+    shown: dict[str, set[str]] = {}
     for row in rows:
-        # As shown: two rows that print alike are marked alike.
-        text = f"{row['value']:.4f}"
-        highest[row["language"]] = max(text, highest.get(row["language"], ""))
+        if row["value"] is not None:
+            shown.setdefault(row["language"], set()).add(number(row["value"], 4))
+    pick = min if metric in LOWER_IS_BETTER else max
+    tops = {language: pick(texts, key=float) for language, texts in shown.items()}
     found: dict[str, list[Cell]] = {}
     for row in rows:
         name, language = row[key], row["language"]
-        top = best and f"{row['value']:.4f}" == highest[language]
+        top = best and number(row["value"], 4) == tops.get(language)
         cell = _value(row, best=top, mark=marks.get((name, language), ""))
         found.setdefault(name, []).append(cell)
     return found

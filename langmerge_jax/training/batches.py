@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from langmerge_jax.data.batching import bucket, pack, pad, steps_per_epoch, training_batches
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.training.settings import TrainSettings
 from langmerge_jax.training.step import learning_rate
 from langmerge_jax.training.steps import Step

@@ -16,7 +16,7 @@ import numpy as np
 
 from langmerge_jax.adapters import Adapter
 from langmerge_jax.data.batching import bucket
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.lora import Active

@@ -5,13 +5,12 @@ import pytest
 
 from langmerge_jax.evaluation.intervals import (
     Comparison,
-    classification_replicates,
     compare,
     draws,
     holm,
     interval,
 )
-from langmerge_jax.evaluation.metrics import METRICS, classification_scores
+from langmerge_jax.evaluation.metrics import OfLabels, OfScores
 
 LABELS = ("negative", "neutral", "positive")
 
@@ -22,8 +21,15 @@ def predictor(rng, truth, accuracy):
     return np.where(rng.random(len(truth)) < accuracy, truth, wrong)
 
 
-def words(codes):
-    return [LABELS[code] for code in codes]
+OF_LABELS = OfLabels(LABELS)
+
+
+def rows(truth, chosen):
+    """The rows of a predictions file, from numbers of labels."""
+    return [
+        {"reference": LABELS[t], "parsed": None if p is None else LABELS[p]}
+        for t, p in zip(truth, chosen, strict=True)
+    ]
 
 
 def test_replicates_are_the_scores_of_the_rows_drawn():
@@ -32,11 +38,41 @@ def test_replicates_are_the_scores_of_the_rows_drawn():
     chosen = predictor(rng, truth, 0.6)
     counts = draws(40, seed=[1], samples=20)
     assert (counts.sum(1) == 40).all()
-    found = classification_replicates(words(truth), words(chosen), LABELS, counts)
+    chosen = [None if i % 7 == 0 else x for i, x in enumerate(chosen)]  # Some are no label.
+    found = OF_LABELS.replicates(rows(truth, chosen), counts)
     for i, row in enumerate(counts.astype(int)):
         picked = np.repeat(np.arange(40), row)
-        expected = classification_scores(words(truth[picked]), words(chosen[picked]), LABELS)
-        assert {name: found[name][i] for name in METRICS} == pytest.approx(expected)
+        expected = OF_LABELS.values(rows(truth[picked], [chosen[x] for x in picked]))
+        assert {name: found[name][i] for name in OF_LABELS.names} == pytest.approx(expected)
+
+
+def test_replicates_of_shares_are_those_of_the_rows_drawn():
+    rng = np.random.default_rng(0)
+    kept = [
+        {"scores": {"part": float(p), "whole": float(p + q)}}
+        for p, q in rng.integers(3, size=(9, 2))
+    ]
+    measures = OfScores({"share": ("part", "whole"), "mean": ("part", "")})
+    counts = draws(9, seed=[1], samples=20)
+    found = measures.replicates(kept, counts)
+    for i, row in enumerate(counts.astype(int)):
+        some = [kept[x]["scores"] for x in np.repeat(np.arange(9), row)]
+        part, whole = sum(x["part"] for x in some), sum(x["whole"] for x in some)
+        assert found["share"][i] == pytest.approx(part / whole)
+        assert found["mean"][i] == pytest.approx(part / 9)
+    nothing = [{"scores": {"part": 0.0, "whole": 0.0}}] * 9
+    assert np.isnan(measures.values(nothing)["share"])
+    assert np.isnan(measures.replicates(nothing, counts)["share"]).all()
+
+
+def test_what_is_not_defined_is_neither_on_par_nor_worse():
+    found = compare(float("nan"), np.full(400, np.nan), margin=0.01, n=100)
+    assert found.verdict() == "undecided"
+    assert found.deciding_n() is None
+    assert np.isnan(interval(np.full(400, np.nan))).all()
+    # Draws that define no score are left out.
+    some = np.array([np.nan, *np.linspace(0, 1, 401)])
+    assert interval(some) == pytest.approx((0.025, 0.975))
 
 
 def test_interval_covers_the_true_score_as_often_as_it_says():
@@ -47,7 +83,7 @@ def test_interval_covers_the_true_score_as_often_as_it_says():
         truth = rng.integers(3, size=500)
         chosen = predictor(rng, truth, 0.9)
         counts = draws(500, seed=[trial], samples=400)
-        f1 = classification_replicates(words(truth), words(chosen), LABELS, counts)["macro_f1"]
+        f1 = OF_LABELS.replicates(rows(truth, chosen), counts)["macro_f1"]
         low, high = interval(f1)
         covered += low <= 0.9 <= high
     # 95 % of 400 within three standard errors of a count, and a little for the few draws.
@@ -70,9 +106,9 @@ def pooled(rng, trial, margin, only_first, only_second, n=2000, languages=5):
         counts = draws(n, seed=[trial, language], samples=400)
         scores = []
         for chosen in (first, second):
-            of = (words(truth), words(chosen), LABELS)
-            found = classification_replicates(*of, counts)["macro_f1"]
-            scores.append((classification_scores(*of)["macro_f1"], found))
+            of = rows(truth, chosen)
+            found = OF_LABELS.replicates(of, counts)["macro_f1"]
+            scores.append((OF_LABELS.values(of)["macro_f1"], found))
         gaps.append(scores[1][0] - scores[0][0])
         replicates.append(scores[1][1] - scores[0][1])
     return compare(

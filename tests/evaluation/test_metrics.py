@@ -2,7 +2,7 @@
 
 import pytest
 
-from langmerge_jax.evaluation.metrics import classification_scores
+from langmerge_jax.evaluation.metrics import OfLabels
 from langmerge_jax.evaluation.ngram import ngram_predictions
 
 LABELS = ("positive", "neutral", "negative")
@@ -11,11 +11,23 @@ LABELS = ("positive", "neutral", "negative")
 def test_scores_of_a_confusion_worked_by_hand():
     truth = ["positive"] * 4 + ["negative"] * 2
     found = ["positive", "positive", "positive", "negative", "negative", "neutral"]
-    scores = classification_scores(truth, found, LABELS)
+    rows = [{"reference": t, "parsed": p} for t, p in zip(truth, found, strict=True)]
+    scores = OfLabels(LABELS).values(rows)
     # Precision 3/3, 0/1, 1/2; recall 3/4, none, 1/2; F1 6/7, 0, 1/2.
     assert scores["precision"] == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert scores["recall"] == pytest.approx((3 / 4 + 0 + 1 / 2) / 3)
     assert scores["macro_f1"] == pytest.approx((6 / 7 + 0 + 1 / 2) / 3)
+
+
+def test_an_output_that_is_no_label_is_right_for_none():
+    rows = [
+        {"reference": "positive", "parsed": "positive"},
+        {"reference": "positive", "parsed": None},
+    ]
+    scores = OfLabels(LABELS).values(rows)
+    # It lowers recall and not precision.
+    assert scores["precision"] == pytest.approx(1 / 3)
+    assert scores["recall"] == pytest.approx(0.5 / 3)
 
 
 def test_the_ngram_baseline_learns_words_in_scripts_with_and_without_spaces():

@@ -1,11 +1,10 @@
 """Hallucination rates of outputs made by hand."""
 
 import json
-import math
 
 import pytest
 
-from langmerge_jax.evaluation.themes import hallucination_rate, malformed_share, read
+from langmerge_jax.evaluation.themes import read
 
 SOURCE = "Delivery was late.\nThe  “box” was torn, ＡＢＣ shop! 配送が遅い。"
 
@@ -37,19 +36,6 @@ def test_what_stands_in_the_input_is_found(example):
 @pytest.mark.parametrize("example", ["Delivery is late.", "delivery was late", "配送が早い。"])
 def test_what_does_not_is_invented(example):
     assert read(output(example), SOURCE).invented == (example,)
-
-
-def test_the_rate_is_over_all_examples_of_all_outputs():
-    found = [
-        read(output("Delivery was late.", "nothing"), SOURCE),
-        read(output("box", "torn", "shop"), SOURCE),
-        read("no themes here", SOURCE),
-        read(output(), SOURCE),
-    ]
-    assert hallucination_rate(found) == 1 / 5
-    assert malformed_share(found) == 1 / 4
-    assert math.isnan(hallucination_rate([found[2]]))
-    assert math.isnan(malformed_share([]))
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ def test_individual_scores_are_the_diagonal_of_the_matrix(finished):
 
 def test_the_tuned_row_is_the_best_that_was_tried(finished):
     tuning = json.loads((finished[0] / "tuning.json").read_text())
-    tried = tuning["macro_f1_on_validation"]
+    tried = tuning["on_validation"]
+    assert tuning["metric"] == "macro_f1"
     assert set(tried) == {f"ties_knots@{x}" for x in ("1.0", "1.0*2.0", "0.5", "0.5*2.0")}
     assert tried[tuning["chosen"]] == max(tried.values())
 
@@ -184,7 +185,7 @@ def test_a_second_run_computes_nothing_and_says_so(finished):
     assert again.returncode == 0, again.stderr
     assert again.stdout == first.stdout
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*.safetensors")}
-    for what in ("corpus", "base model", "adapters", "merge", "predictions", "n-gram baseline"):
+    for what in ("corpus", "base model", "adapters", "merge", "predictions", "baselines"):
         assert f"{what} there already, skipped" in again.stderr
 
 

@@ -13,6 +13,7 @@ MOMENTS = (
     "adapter training",
     "writing adapters",
     "merging",
+    "answering",
     "evaluation",
     "update training",
 )
@@ -22,7 +23,7 @@ def test_killed_at_every_stage_the_numbers_are_the_same(finished, tmp_path):
     undisturbed, _ = finished
     workdir = tmp_path / "killed"
     kills = killing.kill_at(workdir, [*MOMENTS], random.Random(0), longest=0.2)
-    assert [kill["outcome"] for kill in kills].count("killed") >= 6, kills
+    assert [kill["outcome"] for kill in kills].count("killed") >= 7, kills
     result = door("experiment", workdir)
     assert result.returncode == 0, result.stderr
     assert killing.differing(workdir, undisturbed) == []

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from langmerge_jax.data.sources import Example
+from langmerge_jax.data.examples import Example
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.stages import (
     digest,
@@ -82,7 +82,7 @@ def test_a_large_file_is_sampled_to_its_end(tmp_path):
 def test_rows_are_the_same_wherever_their_file_lies():
     one, other = (Example(f"{place}:1", "en", "text", "label") for place in ("a.jsonl", "/b.jsonl"))
     assert digest_rows([one]) == digest_rows([other])
-    assert digest_rows([one]) != digest_rows([dataclasses.replace(one, label="another")])
+    assert digest_rows([one]) != digest_rows([dataclasses.replace(one, target="another")])
     assert digest_rows([one]) != digest_rows([one, other])
 
 

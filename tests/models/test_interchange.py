@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from langmerge_jax.adapters import Adapter, Factors, load_adapter, save_adapter
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.decoding import Decoder

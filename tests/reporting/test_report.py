@@ -118,7 +118,7 @@ def test_text_of_rows_and_predictions_is_escaped(workdir, tmp_path):
     for variant, prediction in (("tuned", hostile), ("combined", "positive")):
         path = workdir / "predictions" / variant / "en.jsonl"
         rows = read_jsonl(path)
-        write_jsonl(path, [row | {"prediction": prediction} for row in rows])
+        write_jsonl(path, [row | {"output": prediction} for row in rows])
     path = workdir / "test" / "en.jsonl"
     write_jsonl(path, [row | {"text": hostile} for row in read_jsonl(path)])
     text = write_report(workdir).read_text(encoding="utf-8")

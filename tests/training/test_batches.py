@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from langmerge_jax.data.batching import pack, pad
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.attention import Attention
 from langmerge_jax.models.checkpoint import load_base

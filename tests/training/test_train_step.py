@@ -12,7 +12,7 @@ from flax import nnx
 
 from langmerge_jax.adapters import save_adapter
 from langmerge_jax.data.batching import pad, training_batches
-from langmerge_jax.data.tasks import Encoded
+from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.models.llama import Llama

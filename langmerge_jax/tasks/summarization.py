@@ -1,0 +1,65 @@
+"""Summaries of articles, scored by ROUGE and, if a model for it is named, BERTScore."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from langmerge_jax.data.examples import Example
+from langmerge_jax.data.fields import Row
+from langmerge_jax.evaluation.bertscore import BertScorer
+from langmerge_jax.evaluation.metrics import Measures, OfScores
+from langmerge_jax.evaluation.rouge import ROUGE, UnicodeTokenizer, rouge
+from langmerge_jax.tasks.task import Judged, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Summarization(Task):
+    """An article in, its summary out; by ROUGE-L.
+
+    Reads `text` and `target`, or lists of them, which are sections of one article, and `group`,
+    the article.
+
+    Attributes:
+      bertscore: the encoder to score by; None for ROUGE alone.
+    """
+
+    bertscore: BertScorer | None
+
+    @functools.cached_property
+    def measures(self) -> Measures:
+        names = ["rougeL", "rouge1", "rouge2"]
+        names += ["bertscore_f1"] if self.bertscore else []
+        names += [f"{name}_ascii" for name in ("rougeL", "rouge1", "rouge2")]
+        return OfScores({name: (name, "") for name in names})
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        bertscore = {"bertscore": self.bertscore.signature} if self.bertscore else {}
+        return {"rouge": UnicodeTokenizer.name, **bertscore}
+
+    def read(self, row: Row, language: str) -> list[Example]:
+        name, parts = str(row.get("id") or row.place), ("text", "target", "group")
+        sections = list(row.each({part: row.get(part) for part in parts}))
+        return [
+            Example(
+                name if len(sections) == 1 else f"{name}#{number}",
+                language,
+                row.as_text("text", section["text"]),
+                row.as_text("target", section["target"]),
+                group=str(section["group"] or ""),
+            )
+            for number, section in enumerate(sections)
+        ]
+
+    def judge(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Judged]:
+        references = [example.target for example in examples]
+        found = {name: x.tolist() for name, x in rouge(references, outputs).items()}
+        ascii_only = rouge(references, outputs, ascii_only=True)
+        found |= {f"{name}_ascii": ascii_only[name].tolist() for name in ROUGE}
+        if self.bertscore:
+            found |= {name: x.tolist() for name, x in self.bertscore(outputs, references).items()}
+        return [
+            Judged(output, {name: values[i] for name, values in found.items()})
+            for i, output in enumerate(outputs)
+        ]
