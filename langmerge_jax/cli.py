@@ -35,8 +35,8 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Python file with get_config(), such as configs/demo.py. Single settings are changed by "
-        "--config.<key>=<value>.",
+        "Python file with get_config(), such as configs/demo.py; what stands behind a colon is "
+        "handed to it. Single settings are changed by --config.<key>=<value>.",
         lock_config=True,
     )
     flags.DEFINE_string(
@@ -132,7 +132,9 @@ def config_and_workdir() -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     """
     if flags.FLAGS.config is None:
         raise InputError("--config is missing; give a config file such as configs/demo.py")
-    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    # What stands behind a colon is the file's own to understand.
+    name, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    path = pathlib.Path(name)
     if not path.is_file():
         raise InputError(f"--config={path}: no such file; configs/ holds those that come with it")
     try:
@@ -140,7 +142,8 @@ def config_and_workdir() -> tuple[ml_collections.ConfigDict, pathlib.Path]:
     except OSError as error:
         # ml_collections keeps why a config file could not be loaded until it is used.
         raise InputError(f"--config={path}: {error}") from error
-    return config.lock(), pathlib.Path(flags.FLAGS.workdir or f"runs/{path.stem}")
+    default = "-".join(["runs/" + path.stem, *([variant] if variant else [])])
+    return config.lock(), pathlib.Path(flags.FLAGS.workdir or default)
 
 
 def span(flag: str, text: str | None) -> range:

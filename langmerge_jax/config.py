@@ -123,6 +123,9 @@ def default(task: str = "sentiment") -> ml_collections.ConfigDict:
     # For the train door: one adapter on all languages together instead of one for each.
     config.combined = False
 
+    # Several tasks in one experiment: {task: `section(task)`}; those below are then not used.
+    config.tasks = ml_collections.ConfigDict()
+
     config.task = ml_collections.ConfigDict()
     config.task.name = task
     # Placeholders: {text}, and for reasoning {choices}.
@@ -276,6 +279,12 @@ def default(task: str = "sentiment") -> ml_collections.ConfigDict:
     # The settings of a generated corpus and base model (configs/demo.py); empty for real ones.
     config.demo = ml_collections.ConfigDict()
     return config
+
+
+def section(task: str) -> dict[str, ml_collections.ConfigDict]:
+    """Returns what belongs to one of several tasks of an experiment, for `config.tasks`."""
+    config = default(task)
+    return {"task": config.task, "data": config.data}
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -4,7 +4,8 @@
 
 trains the individual adapters and the combined one, merges by every recipe of the config, scores
 all of them on every language, plays through the config's updates, prints the tables and writes
-report.html.
+report.html. A config of several tasks does so for each, in a folder of its name, and merges and
+trains across them.
 """
 
 from langmerge_jax import cli
@@ -16,6 +17,7 @@ def main() -> None:
     config, workdir = cli.config_and_workdir()
     # Imported here, so that --help and wrong flags answer at once.
     from langmerge_jax.lifecycle.experiment import experiment
+    from langmerge_jax.lifecycle.multitask import multitask
     from langmerge_jax.lifecycle.run import Run
 
     run = Run(config, workdir)
@@ -23,8 +25,10 @@ def main() -> None:
         from langmerge_jax.demo.stage import prepare
 
         prepare(run)
-    print(experiment(run))
-    print(f"results: {workdir}\nreport: {workdir / 'report.html'}")
+    print(multitask(run) if config.tasks else experiment(run))
+    print(f"results: {workdir}")
+    for folder in [workdir / name for name in config.tasks] or [workdir]:
+        print(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

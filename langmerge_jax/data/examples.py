@@ -14,6 +14,7 @@ class Example:
       text: what is asked about: a text to judge, a question, an article, comments.
       target: the right answer: a label, a summary, JSON.
       choices: those of a question that has them.
+      task: its name where a run has several.
       group: what must not be torn apart by splits, such as the article that a section is from.
     """
 
@@ -23,6 +24,7 @@ class Example:
     target: str
     choices: tuple[str, ...] = ()
     group: str = ""
+    task: str = ""
 
     @property
     def asked(self) -> str:

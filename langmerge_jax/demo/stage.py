@@ -7,19 +7,25 @@ import pathlib
 from langmerge_jax.config import to_json
 from langmerge_jax.data.sources import Source
 from langmerge_jax.demo.base import BaseSettings, build_base
+from langmerge_jax.demo.config import sentiment_of_demo
 from langmerge_jax.demo.corpus import CorpusSettings, read_unlabelled, write_corpus
 from langmerge_jax.demo.grammar import GrammarSettings, LexiconSizes
 from langmerge_jax.files import remove_directory
-from langmerge_jax.lifecycle.run import Run
+from langmerge_jax.lifecycle.run import Run, source_spec
 from langmerge_jax.lifecycle.stages import identity, is_current, making
+from langmerge_jax.tasks.make import make_task
 from langmerge_jax.training.steps import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(run: Run) -> None:
-    """Writes `corpus/` and `base/` under the workdir unless they are there."""
-    demo = run.config.demo
+    """Writes `corpus/` and `base/` under the workdir unless they are there.
+
+    The base is tuned for sentiment whatever the run's task, so that all tasks start from one base;
+    where the config names another base none is made.
+    """
+    demo, sentiment = run.config.demo, sentiment_of_demo(run.config)
     corpus, base = run.workdir / "corpus", run.workdir / "base"
     settings = to_json(run.config)
     inputs = {"settings": settings["demo"]["corpus"]}
@@ -39,23 +45,27 @@ def prepare(run: Run) -> None:
         )
         with making(corpus, inputs) as directory:
             write_corpus(directory, corpus_settings)
+    if run.path(run.config.base) != str(base):
+        return
     inputs = {
         "corpus": identity(corpus),
         "settings": settings["demo"]["base"],
-        "task": settings["task"],
+        "task": to_json(sentiment)["task"],
     }
     folder = run.training_directory("base", inputs)
     if is_current(base, inputs):
         logger.info("base model there already, skipped: %s", base)
         _remove_checkpoints(folder)  # If it was killed right here.
         return
-    source = Source(dataclasses.replace(run.source_spec(), rows={"instruct": 0}), run.task)
+    task, languages = make_task(sentiment), demo.corpus.languages
+    spec = source_spec(sentiment.data, run.path, languages)
+    source = Source(dataclasses.replace(spec, rows={"instruct": 0}), task)
     with making(base, inputs) as directory:
         build_base(
             directory,
-            texts=read_unlabelled(corpus, tuple(demo.corpus.languages), demo.corpus.seed),
-            examples={x: source.draw(x, "instruct") for x in demo.corpus.languages},
-            task=run.task,
+            texts=read_unlabelled(corpus, tuple(languages), demo.corpus.seed),
+            examples={x: source.draw(x, "instruct") for x in languages},
+            task=task,
             settings=BaseSettings(**demo.base),
             mesh=run.mesh,
             folder=folder,

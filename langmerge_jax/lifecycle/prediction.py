@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from langmerge_jax.adapters import Adapter
-from langmerge_jax.config import to_json
 from langmerge_jax.data.examples import Example
 from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation.predict import (
@@ -202,7 +201,7 @@ def mode_of(run: Run) -> str:
 def common_inputs(run: Run, split: str) -> dict[str, Any]:
     """Returns what all predictions of a split are made from, whatever answers."""
     rows = {language: digest_rows(run.examples(language, split)) for language in run.languages}
-    return {"task": to_json(run.config)["task"], "rows": rows, SCORING: run.task.scoring}
+    return {"task": run.asked, "rows": rows, SCORING: run.task.scoring}
 
 
 def run_inputs(run: Run, split: str) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
-from langmerge_jax.config import claim_workdir
+from langmerge_jax.config import claim_workdir, to_json
 from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.data.examples import Example
 from langmerge_jax.data.sources import Source, SourceSpec
@@ -113,25 +113,18 @@ class Run:
     def task(self) -> Task:
         return make_task(self.config)
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What decides how rows are asked."""
+        return to_json(self.config)["task"]
+
     @functools.cached_property
     def source(self) -> Source:
         return Source(self.source_spec(), self.task)
 
     def source_spec(self) -> SourceSpec:
-        """Returns which rows the run reads.
-
-        Raises:
-          InputError: if nothing tells the languages' rows apart.
-        """
-        data = self.config.data.to_dict()
-        apart = "{language}" in data["path"] or data["language_field"]
-        if not (apart or data["path"].startswith("hf:") or len(self.languages) == 1):
-            raise InputError(
-                f"data.path={data['path']!r} is the same for {', '.join(self.languages)}; write "
-                "{language} where it differs, or name the column by data.language_field"
-            )
-        data.pop("labels")  # The task's.
-        return SourceSpec(**data | {"path": self.path(data["path"])})
+        """Returns which rows the run reads."""
+        return source_spec(self.config.data, self.path, self.languages)
 
     def examples(self, language: str, split: str) -> list[Example]:
         """Returns one language's rows of a split."""
@@ -160,3 +153,59 @@ class Run:
             targets=targets_of(lora.targets, self.base.config.projections()),
             **train.to_dict(),
         )
+
+
+class RunWithin(Run):
+    """A run in the workdir of another, which shares what that has loaded.
+
+    Args:
+      run: the other.
+    """
+
+    def __init__(self, run: Run):
+        self._run, self.config, self.workdir, self.home = run, run.config, run.workdir, run.home
+        self.languages, self._profile = run.languages, run._profile
+
+    @property
+    def mesh(self):
+        return self._run.mesh
+
+    @property
+    def base(self):
+        return self._run.base
+
+    @property
+    def base_identity(self) -> str:
+        return self._run.base_identity
+
+    @property
+    def tokenizer(self):
+        return self._run.tokenizer
+
+    @property
+    def trainer(self):
+        return self._run.trainer
+
+
+def source_spec(
+    data: ml_collections.ConfigDict, path: Callable[[str], str], languages: Sequence[str]
+) -> SourceSpec:
+    """Returns which rows a config's section `data` reads.
+
+    Args:
+      path: fills the placeholders of a path.
+      languages: that are read.
+
+    Raises:
+      InputError: if nothing tells the languages' rows apart.
+    """
+    settings = data.to_dict()
+    settings.pop("labels")  # The task's.
+    where = settings["path"]
+    apart = "{language}" in where or where.startswith("hf:") or settings["language_field"]
+    if not apart and len(languages) > 1:
+        raise InputError(
+            f"data.path={where!r} is the same for {', '.join(languages)}; write {{language}} where "
+            "it differs, or name the column by data.language_field"
+        )
+    return SourceSpec(**settings | {"path": path(where)})

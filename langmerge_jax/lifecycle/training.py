@@ -165,7 +165,8 @@ def _write(
 
 def _inputs(run: Run, name: str, target: Target, base: str) -> dict[str, Any]:
     settings = to_json(run.config)
-    inputs = {key: settings[key] for key in ("task", "lora", "train")}
+    inputs = {key: settings[key] for key in ("lora", "train")}
+    inputs["task"] = run.asked
     own = inputs["train"].pop("own")
     inputs["train"] = decisive_of_train(inputs["train"]) | own.get(name, {})
     inputs |= {"base": base, "rows": _described(target.rows)}

@@ -15,7 +15,7 @@ from langmerge_jax.evaluation.intervals import interval
 from langmerge_jax.files import read_json, write_json
 from langmerge_jax.lifecycle.merging import of_languages
 from langmerge_jax.lifecycle.prediction import Answerer, predict
-from langmerge_jax.lifecycle.run import COMBINED, Run
+from langmerge_jax.lifecycle.run import COMBINED, Run, RunWithin
 from langmerge_jax.lifecycle.scores import ALL, Scored, Scorer, defined
 from langmerge_jax.lifecycle.training import (
     Target,
@@ -37,7 +37,7 @@ BEFORE, CHANGES = "before-", "changes.json"
 NEW = "new"
 
 
-class UpdatedRun(Run):
+class UpdatedRun(RunWithin):
     """A run in which one language has more rows, or has joined; all else is the run's own.
 
     Its results lie in a home of their own, `updates/<name>`; the adapters of the other languages
@@ -58,9 +58,8 @@ class UpdatedRun(Run):
     """
 
     def __init__(self, run: Run, language: str, data: str | None, warm_start: float | None = None):
-        # Deliberately not Run.__init__: the workdir is claimed, and everything loaded is shared.
-        self._run, self.language, self.warm_start = run, language, warm_start
-        self.config, self.workdir = run.config, run.workdir
+        super().__init__(run)
+        self.language, self.warm_start = language, warm_start
         self.joins = language not in run.languages
         if self.joins and data and "{split}" not in data and not data.startswith(HOSTED):
             raise InputError(
@@ -74,31 +73,9 @@ class UpdatedRun(Run):
         self.home = run.workdir / "updates" / self.name
         self._data = None if data is None else run.path(data)
 
-    # What is loaded once.
-
-    @property
-    def mesh(self):
-        return self._run.mesh
-
-    @property
-    def base(self):
-        return self._run.base
-
-    @property
-    def base_identity(self) -> str:
-        return self._run.base_identity
-
-    @property
-    def tokenizer(self):
-        return self._run.tokenizer
-
     @property
     def task(self):
         return self._run.task
-
-    @property
-    def trainer(self):
-        return self._run.trainer
 
     def adapter_directory(self, name: str) -> pathlib.Path:
         """Where an adapter lies: in the update if it is another one there, else in the run."""
