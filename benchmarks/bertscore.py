@@ -1,60 +1,43 @@
-"""Times BERTScore beside the package bert-score, on all cores of the CPU.
-
-  python -m benchmarks.bertscore
-
-prints a table for every case and writes benchmarks/bertscore.json:
-
-  bertscore_sentences   texts of one sentence
-  bertscore_paragraphs  texts of 3 to 8 sentences
+"""BERTScore beside the package bert-score: the cases of `benchmarks.evaluate` that have an encoder.
 
 The texts are reviews from the demo's grammar, in its six languages, no two the same. The encoder
 has the shape of a small multilingual one, 6 layers of width 384, with random float32 weights. Both
 sides read the same directory and score the same pairs, which are compared; everything is loaded and
 compiled before, and the sides take turns. Ours cuts the CPU into a device a core, as the demo does.
-
-Needs the extra `dev`.
 """
 
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
-from absl import app, flags
 
 from benchmarks import measuring
-from benchmarks.machine import describe_machine
-from benchmarks.measuring import ROOT, Section
+from benchmarks.measuring import Section
 from langmerge_jax.demo.grammar import LANGUAGES, render, sample
 from langmerge_jax.evaluation.bertscore import BERTSCORE, BertScorer
-from langmerge_jax.files import write_json
-
-_PAIRS = flags.DEFINE_integer("pairs", 240, "Of texts in each case.", lower_bound=1)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each timing.", lower_bound=1)
-_SCRATCH = flags.DEFINE_string("scratch", "/tmp/bench", "Where the random encoder goes.")
-_OUTPUT = flags.DEFINE_string("output", str(ROOT / "benchmarks/bertscore.json"), "Results.")
 
 LAYERS, WIDTH, HEADS, LONGEST, ROWS = 6, 384, 12, 512, 64
 # The fewest and most sentences of a text.
 CASES = {"bertscore_sentences": (1, 1), "bertscore_paragraphs": (3, 8)}
 
 
-def main(_) -> None:
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    directory = pathlib.Path(_SCRATCH.value).resolve() / "encoder"
-    texts = {name: make_texts(2 * _PAIRS.value, *size) for name, size in CASES.items()}
+def sections(scratch: pathlib.Path, pairs: int, repeats: int) -> Iterator[tuple[str, Section]]:
+    """Yields each case with what it found.
+
+    Args:
+        scratch: Receives the encoder, and loses it.
+        pairs: Of texts in each case.
+        repeats: Of each timing.
+    """
+    directory = scratch / "encoder"
+    texts = {name: make_texts(2 * pairs, *size) for name, size in CASES.items()}
     make_encoder(directory, [text for some in texts.values() for text in some])
-    sections = {}
     for name, some in texts.items():
-        section = compare(directory, some[0::2], some[1::2])
-        packages = ("torch", "transformers", "bert-score")
-        sections[name] = {"machine": describe_machine(*packages)} | section.json()
-        print(section.table(f"{name}, {os.cpu_count()} cores").text(), flush=True)
+        yield name, compare(directory, some[0::2], some[1::2], repeats)
     shutil.rmtree(directory)
-    write_json(pathlib.Path(_OUTPUT.value), sections)
-    print(f"written: {_OUTPUT.value}")
 
 
 def make_texts(count: int, fewest: int, most: int) -> list[str]:
@@ -113,7 +96,9 @@ def theirs(directory: pathlib.Path, *pairs: list[str]) -> Callable[[], np.ndarra
     return lambda: np.stack([x.numpy() for x in scorer.score(*pairs, batch_size=ROWS)], axis=1)
 
 
-def compare(directory: pathlib.Path, candidates: list[str], references: list[str]) -> Section:
+def compare(
+    directory: pathlib.Path, candidates: list[str], references: list[str], repeats: int
+) -> Section:
     """Pairs a second of both."""
     count = len(candidates)
     section = Section(
@@ -123,20 +108,16 @@ def compare(directory: pathlib.Path, candidates: list[str], references: list[str
         rows=ROWS,
         dtype="float32",
         devices=jax.device_count(),
-        repeats=_REPEATS.value,
+        repeats=repeats,
     )
     pairs = candidates, references
     contestants = {"ours": ours(directory, *pairs), "bert-score": theirs(directory, *pairs)}
     scores = {name: run() for name, run in contestants.items()}
     apart = np.abs(scores["ours"] - scores["bert-score"]).max()
     section.note("scores, greatest difference", apart, most=1e-4)
-    seconds = measuring.interleaved(contestants, _REPEATS.value)
+    seconds = measuring.interleaved(contestants, repeats)
     warm = {name: section.median(f"{name} warm", x) for name, x in seconds.items()}
     for name, taken in warm.items():
         section.note(f"{name}, pairs a second", count / taken)
     section.note("times faster", warm["bert-score"] / warm["ours"], "x", least=1)
     return section
-
-
-if __name__ == "__main__":
-    app.run(main)

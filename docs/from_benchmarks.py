@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 RESULTS = [
     ROOT / "benchmarks" / f"{name}.json"
-    for name in ("merge", "checkpoint", "generate", "train", "bertscore")
+    for name in ("merge", "checkpoint", "generate", "train", "evaluate")
 ]
 
 INTRODUCTION = """\
@@ -23,7 +23,7 @@ INTRODUCTION = """\
 
 <!-- Made by `python -m docs.from_benchmarks` from benchmarks/*.json; change it there. -->
 
-`python -m benchmarks.merge`, `.checkpoint`, `.generate`, `.train` and `.bertscore` time our work
+`python -m benchmarks.merge`, `.checkpoint`, `.generate`, `.train` and `.evaluate` time our work
 beside the fastest there is to compare with, in one run, with the outputs compared before. Cold is a
 process of its own from its start to its end; warm is the same work with everything compiled. A bar
 is what was asked for; where it is not met, it says NO.
@@ -59,6 +59,13 @@ operations this small often gain nothing from a second thread.""",
     "five_together": """\
 Five adapters of the demo in one program, 8 rows each, beside the same steps of one adapter after
 another.""",
+    "answer_choice_demo": """\
+Answers of eight adapters of rank 8 to the same prompts, by the likeliest of three options, in one
+pass over the demo's base; beside the same of one adapter. A row is a prompt with a variant; both
+have 128 in a batch. Two ranks are batched by rank; beside it, padded to the higher.""",
+    "answer_generation_demo": "The same with 16 new tokens, greedily.",
+    "answer_choice_30m": "By choice, with 30 million random weights.",
+    "answer_generation_30m": "By generation, with 30 million random weights.",
     "bertscore_sentences": """\
 BERTScore of pairs of one sentence, in six languages, beside the package bert-score. The encoder is
 a random one of 6 layers of width 384, in float32. Ours cuts the CPU into a device a core.""",

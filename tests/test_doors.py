@@ -143,3 +143,26 @@ def test_a_base_without_weights_or_with_half_of_them_is_named(project):
     assert f"{base}: a base without weights" in refused_line("train", *flags)
     shutil.rmtree(base)
     assert f"base model '{base}': no such directory" in refused_line("train", *flags)
+
+
+def test_a_dry_run_shows_what_is_asked_and_writes_nothing(project):
+    _, folder, flags, workdir = project
+    long = json.dumps({"text": "The screen is wide. " * 30, "label": "positive"})
+    path = folder / "train.jsonl"
+    path.write_text(path.read_text() + long + "\n" + long + "\n")
+    for door_name, split in (("train", "train"), ("evaluate", "test")):
+        result = run_door(door_name, *flags, "--dry_run")
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.splitlines()
+        assert sum(line.startswith(f"--- en, {split} row") for line in lines) == 3
+        assert f"The screen of {split} is good.\nSentiment?" in result.stdout
+        assert ">>>  neutral<|end|>" in result.stdout
+        assert max(map(len, (x for x in lines if not x.startswith("---")))) <= 80
+    result = run_door("train", *flags, "--dry_run")
+    (tokens,) = [x.split() for x in result.stdout.splitlines() if x.startswith("en  ")][:1]
+    # Four rows, one of them cut to the longest, one left out that occurs twice.
+    assert tokens[1] == "4"
+    assert tokens[4] == "96"
+    assert tokens[6:] == ["25.0", "%", "1", "0"]
+    assert "75.0 %" in result.stdout
+    assert not workdir.exists()

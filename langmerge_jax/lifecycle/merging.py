@@ -26,7 +26,7 @@ class MergeSpec:
       name: of the result.
       recipe: to merge by.
       adapters: {name: directory} of what is merged.
-      weights: {name of an adapter: its weight}, 1 for those not named.
+      weights: {name of an adapter: its weight}; empty for equal ones.
     """
 
     name: str
@@ -69,7 +69,7 @@ def of_languages(
         name or recipe.name,
         recipe,
         {language: there(run, language) for language in languages},
-        {language: weights[language] for language in languages if language in weights},
+        {language: weights.get(language, 1.0) for language in languages} if weights else {},
     )
 
 
