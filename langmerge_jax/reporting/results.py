@@ -56,6 +56,10 @@ class Results:
         """Returns a variant's row of the metric that decides."""
         return self._scores.get((variant, language, self.metric))
 
+    def has(self, start: str) -> bool:
+        """Returns whether the name of a variant begins so."""
+        return any(variant.startswith(start) for variant, *_ in self._scores)
+
     def comparison(self, variant: str, language: str = "all") -> dict[str, Any] | None:
         """Returns how a variant compares with `combined`."""
         path = self.home / "comparisons.json"

@@ -15,6 +15,13 @@ from langmerge_jax.reporting.page import Section
 from langmerge_jax.reporting.results import Results
 from langmerge_jax.reporting.table import Cell, Table
 
+# What rows of the score table are whose names begin so.
+_BESIDE = {
+    "clustered/": "clustered: each language by the merge of its own cluster of languages.",
+    "combined_tasks": "combined_tasks: one adapter trained on all rows of all tasks.",
+    "all_tasks/": "all_tasks: every adapter of every task, merged at once.",
+    "by_task/": "by_task: the languages of each task merged first, the results after.",
+}
 # Ranks that `vllm serve --max-lora-rank` takes.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 # Rows shown for each language where the merge and `combined` differ.
@@ -27,6 +34,9 @@ def _scores(found: Results) -> Section:
         "individual: each language by its own adapter. routed: by the adapter of the language that "
         "the text was detected as. combined: one adapter trained on all languages together."
     ]
+    beside = [text for start, text in _BESIDE.items() if found.has(start)]
+    if beside:
+        notes.append(" ".join(beside))
     if (found.home / "baselines.json").exists():
         notes.append(
             "majority: the commonest label of the training rows. char n-gram: a linear classifier "
