@@ -15,7 +15,7 @@ from flax import nnx
 
 from langmerge_jax.adapters import load_adapter, save_adapter
 from langmerge_jax.errors import InputError
-from langmerge_jax.evaluation.predict import ChoiceScorer
+from langmerge_jax.evaluation.predict import ChoiceScorer, batches, of_base
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.models.config import from_hf, inverse_frequencies
 from langmerge_jax.models.decoding import Decoder
@@ -242,7 +242,10 @@ def test_choice_scores_are_the_log_likelihoods_of_each_option_alone(tiny_config,
     prompts = [rng.integers(4, tiny_config.vocab_size, n).tolist() for n in (5, 17, 9, 30, 6)]
     for options in ([[5], [9], [7]], [[5, 6, 7], [9], [7, 8]]):
         base = load_base(str(directory), mesh=make_mesh())
-        found = ChoiceScorer(base, options, batch_size=2, buckets=(16, 40))(prompts)
+        scorer = ChoiceScorer(base, options, batch_size=2, buckets=(16, 40))
+        found = np.zeros((len(prompts), len(options)))
+        for rows in batches(prompts, 2):
+            found[rows] = scorer([prompts[i] for i in rows], of_base(base))[0]
         for row, prompt in enumerate(prompts):
             for column, option in enumerate(options):
                 with torch.no_grad():
