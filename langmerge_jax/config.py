@@ -326,7 +326,12 @@ def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
 def _decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings that decide what the adapters are."""
     kept = {key: value for key, value in settings.items() if key not in _FREE}
-    return kept | {"train": decisive_of_train(kept.get("train", {}))}
+    data = dict(kept.get("data", {}))
+    rows = {key: value for key, value in data.get("rows", {}).items() if key != "further"}
+    return kept | {
+        "train": decisive_of_train(kept.get("train", {})),
+        "data": data | {"rows": rows},
+    }
 
 
 def decisive_of_train(train: Mapping[str, Any]) -> dict[str, Any]:

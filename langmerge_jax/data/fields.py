@@ -28,6 +28,11 @@ class Row:
                 return columns if "," in field else columns[0]
         return None
 
+    def name(self) -> str:
+        """Returns the row's id, or its place if it has none."""
+        found = self.get("id")
+        return self.place if found in (None, "") else str(found)
+
     def text(self, part: str) -> str:
         """Returns a part that is a text.
 
@@ -52,6 +57,11 @@ class Row:
                 f"{self.place}: the field {self._fields.get(part, part)!r} is missing or no text; "
                 f"the row has {sorted(self._values)}"
             )
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise InputError(
+                f"{self.place}: the field {self._fields.get(part, part)!r} has half of a character "
+                "(a lone surrogate); write the whole one"
+            )
         if not value.strip():
             raise InputError(f"{self.place}: the field {self._fields[part]!r} is empty")
         return value
@@ -67,12 +77,14 @@ class Row:
           parts: {part: value}; a value that is no list belongs to each.
 
         Raises:
-          InputError: if the lists differ in length.
+          InputError: if the lists differ in length, or are empty.
         """
         lengths = {part: len(x) for part, x in parts.items() if isinstance(x, list)}
         if len(set(lengths.values())) > 1:
             said = ", ".join(f"{count} of {self._fields[x]!r}" for x, count in lengths.items())
             raise self.refused(f"lists that do not match: {said}")
+        if empty := [part for part, length in lengths.items() if not length]:
+            raise self.refused(f"the field {self._fields[empty[0]]!r} is empty")
         for i in range(max(lengths.values(), default=1)):
             yield {part: x[i] if part in lengths else x for part, x in parts.items()}
 

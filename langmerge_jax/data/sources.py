@@ -1,5 +1,6 @@
 """Which rows of a data set a run takes, split by split."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -82,7 +83,7 @@ class Counts:
             parts.append(f"{self.taken} rows taken of {self.wanted} asked for")
         for count, why in (
             (self.repeated, "occur twice"),
-            (self.elsewhere, "are rows of another split"),
+            (self.elsewhere, "another split has, or others of their article"),
             (self.bad, "cannot be read"),
         ):
             if count:
@@ -113,14 +114,14 @@ class Source:
     def draw(self, language: str, split: str) -> list[Example]:
         """Returns the wanted number of rows of a split: `test`, `validation`, `train`, or one more.
 
-        The rows come in the order drawn, or if no more are there than wanted, in their own.
+        The rows come in the order drawn, or if fewer are there than wanted, in their own.
 
         Raises:
           InputError: for a split without rows, or a bad row; it names file and line.
         """
         before = SPLITS[: SPLITS.index(split)] if split in SPLITS else ()
-        taken = set().union(*(self._asked(language, x) for x in before))
-        found = self._take(language, split, self._spec.rows.get(split, 0), taken)
+        held = self._held(language, before)
+        found = self._take(language, split, self._spec.rows.get(split, 0), held)
         if not found:
             name = self._read(language, self._names(language).get(split, split)).name
             why = self.counts[language, split].said()
@@ -135,8 +136,9 @@ class Source:
         Raises:
           InputError: if there are none.
         """
-        taken = set().union(*(self._asked(language, x) for x in SPLITS))
-        found = self._take(language, "train", count, taken, name="update")
+        had = frozenset(row.asked for row in self.draw(language, "train"))
+        held = self._held(language, SPLITS[:-1])
+        found = self._take(language, "train", count, held, name="update", had=had)
         if not found:
             raise InputError(
                 f"language {language!r}: {self._spec.path} has no rows beyond those trained on "
@@ -146,8 +148,13 @@ class Source:
 
     def without(self, rows: Sequence[Example], language: str) -> list[Example]:
         """Returns those of rows from elsewhere that no split has, each once."""
-        taken = set().union(*(self._asked(language, x) for x in SPLITS))
-        kept = {row.asked: row for row in reversed(rows) if row.asked not in taken}
+        had = {row.asked for row in self.draw(language, "train")}
+        held = self._held(language, SPLITS[:-1])
+        kept = {
+            row.asked: row
+            for row in reversed(rows)
+            if row.asked not in had and not held & _keys(row)
+        }
         found = list(reversed(kept.values()))
         if len(found) < len(rows):
             left_out = len(rows) - len(found)
@@ -157,20 +164,30 @@ class Source:
             )
         return found
 
-    def _asked(self, language: str, split: str) -> set[str]:
-        """What the rows of a split ask; nothing if the data has no such split."""
-        try:
-            return {example.asked for example in self.draw(language, split)}
-        except MissingSplit:
-            return set()
+    def _held(self, language: str, splits: Sequence[str]) -> set[str]:
+        """What rows of these splits keep others from; those that the data has not, nothing."""
+        held = set()
+        for split in splits:
+            with contextlib.suppress(MissingSplit):
+                held |= {key for example in self.draw(language, split) for key in _keys(example)}
+        return held
 
     def _take(
-        self, language: str, split: str, wanted: int, taken: set[str], name: str = ""
+        self,
+        language: str,
+        split: str,
+        wanted: int,
+        held: set[str],
+        *,
+        name: str = "",
+        had: frozenset[str] = frozenset(),
     ) -> list[Example]:
-        """Takes rows of a split that are not taken.
+        """Takes rows of a split.
 
         Args:
+          held: keys of rows that are not to be taken, see `_keys`.
           name: under which they are counted, if it is not that of the split.
+          had: what rows ask that are passed over without being counted.
         """
         names = self._names(language)
         table = self._read(language, names.get(split, split))
@@ -186,7 +203,9 @@ class Source:
             if len(sharing) > 1 and self._owner(example, sharing) != split:
                 continue
             asked = example.asked
-            if asked in found or asked in taken:
+            if asked in had:
+                continue
+            if asked in found or held & _keys(example):
                 counts.repeated += asked in found
                 counts.elsewhere += asked not in found
                 continue
@@ -257,3 +276,8 @@ class Source:
         shares = np.array([self._spec.shares[x] for x in splits])
         ends = np.cumsum(shares) / shares.sum()
         return splits[min(int(np.searchsorted(ends, place, side="right")), len(splits) - 1)]
+
+
+def _keys(example: Example) -> set[str]:
+    """By what a row keeps others out of other splits: what it asks, and its article."""
+    return {example.asked, *([f"group {example.group}"] if example.group else [])}

@@ -44,6 +44,17 @@ _BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 _SHORT = 32
 
 
+def signature(model: str, layer: int | None = None) -> str:
+    """Returns what scores depend on, to stand beside them; the encoder is not loaded.
+
+    Args:
+      model, layer: see `BertScorer`.
+    """
+    ours, theirs = map(importlib.metadata.version, ("langmerge-jax", "transformers"))
+    layer = find_encoder(model, layer)[1]
+    return f"{model}_L{layer}_no-idf_langmerge-jax={ours}(transformers={theirs})"
+
+
 class BertScorer:
     """Scores texts against a reference each, without weights by rarity and without rescaling.
 
@@ -72,7 +83,7 @@ class BertScorer:
         # Slow to import.
         import transformers
 
-        name, self._layer = _find(model, layer)
+        name, self._layer = find_encoder(model, layer)
         self._model, self._batch_size, self._mesh = model, batch_size, _local_mesh()
         encoder = load_encoder(name, self._layer, mesh=self._mesh)
         self._config = encoder.config
@@ -94,8 +105,7 @@ class BertScorer:
     @property
     def signature(self) -> str:
         """What the scores depend on, to stand beside them."""
-        ours, theirs = map(importlib.metadata.version, ("langmerge-jax", "transformers"))
-        return f"{self._model}_L{self._layer}_no-idf_langmerge-jax={ours}(transformers={theirs})"
+        return signature(self._model, self._layer)
 
     def __call__(
         self, candidates: Sequence[str], references: Sequence[str]
@@ -202,8 +212,12 @@ class _Vectors(NamedTuple):
         return self.unit[index], self.weights[index] * real, real
 
 
-def _find(model: str, layer: int | None) -> tuple[str, int]:
-    """The name under which an encoder is found, and the layer to take."""
+def find_encoder(model: str, layer: int | None) -> tuple[str, int]:
+    """Returns the name under which an encoder is found, and the layer to take.
+
+    Raises:
+      InputError: if the layer is not given and not known.
+    """
     last = pathlib.PurePath(model).name
     organisation, usual = KNOWN.get(last, (None, None))
     if layer is None and usual is None:

@@ -16,6 +16,8 @@ import numpy as np
 
 SAMPLES = 4000
 LEVEL = 0.95
+# Draws of fewer rows say too little of others.
+FEWEST = 10
 
 
 def draws(n: int, *, seed: Sequence[int], samples: int = SAMPLES) -> np.ndarray:
@@ -86,7 +88,7 @@ class Comparison:
         """
         distance = self.difference + self.margin
         reach = self.difference - self.low if distance > 0 else self.high - self.difference
-        if distance == 0 or not math.isfinite(distance):
+        if distance == 0 or not math.isfinite(reach):
             return None
         tail = (1 - LEVEL) / 2
         normal = statistics.NormalDist()
@@ -97,10 +99,11 @@ class Comparison:
 def compare(difference: float, replicates: np.ndarray, *, margin: float, n: int) -> Comparison:
     """Compares by the replicates [samples] of a difference of scores.
 
-    Where the difference is not defined (NaN), neither verdict is reached.
+    Where the difference is not defined (NaN), or of fewer than `FEWEST` examples, neither verdict
+    is reached.
     """
     low, high = interval(replicates)
-    if not math.isfinite(difference):
+    if not math.isfinite(difference) or n < FEWEST:
         return Comparison(difference, low, high, p_worse=1.0, p_par=1.0, margin=margin, n=n)
     replicates = replicates[np.isfinite(replicates)]
     below = np.count_nonzero(replicates < -margin)

@@ -36,6 +36,9 @@ class Measures(Protocol):
     def values(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Returns {metric: score}, NaN for one that these rows do not define."""
 
+    def counts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        """Returns {metric: how many of the rows it is a score of}."""
+
     def replicates(
         self, rows: Sequence[Mapping[str, Any]], counts: np.ndarray
     ) -> dict[str, np.ndarray]:
@@ -74,6 +77,9 @@ class OfLabels:
         )
         return dict(zip(self.names, map(float, (f1, precision, recall)), strict=True))
 
+    def counts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        return dict.fromkeys(self.names, len(rows))
+
     def replicates(
         self, rows: Sequence[Mapping[str, Any]], counts: np.ndarray
     ) -> dict[str, np.ndarray]:
@@ -111,6 +117,12 @@ class OfScores:
     def values(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         whole = np.ones((1, len(rows)), np.uint8)
         return {name: float(x[0]) for name, x in self.replicates(rows, whole).items()}
+
+    def counts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+        return {
+            name: sum(not below or row["scores"][below] > 0 for row in rows)
+            for name, (_, below) in self.of.items()
+        }
 
     def replicates(
         self, rows: Sequence[Mapping[str, Any]], counts: np.ndarray

@@ -15,11 +15,12 @@ import numpy as np
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
-# Han, kana, Thai, Lao, Myanmar, Khmer.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+# Ranges of the scripts that write no spaces: Han, kana, Thai, Lao, Myanmar, Khmer.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 # Zero-width (non-)joiners shape the letters of one word.
 _JOINERS = "\u200c\u200d"
 

@@ -7,6 +7,7 @@ A model that extracts themes answers with a JSON value such as
 whose examples are to be word for word from the input.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -63,27 +64,31 @@ def is_theme(value: Any) -> bool:
 
 
 def _themes(output: str) -> list[list[str]] | None:
-    """The examples of each theme, from the first JSON value in a text that has themes."""
+    """The examples of each theme, from the first JSON value in a text, or in another, that has
+    themes."""
     for value in _json_values(output):
-        themes = value.get("themes") if isinstance(value, dict) else value
+        themes = value.get("themes") if isinstance(value, dict) else value or None
         if isinstance(themes, list) and all(map(is_theme, themes)):
-            return [theme["examples"] for theme in themes]
+            return [[_whole(x) for x in theme["examples"]] for theme in themes]
     return None
 
 
 def _json_values(text: str) -> Iterator[Any]:
     decoder, start = json.JSONDecoder(), 0
     while match := _START.search(text, start):
-        try:
-            value, start = decoder.raw_decode(text, match.start())
-        except ValueError:
-            start = match.end()
-            continue
-        yield value
+        start = match.end()
+        with contextlib.suppress(ValueError, RecursionError):  # No value starts here.
+            yield decoder.raw_decode(text, match.start())[0]
 
 
 def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_QUOTES).split())
+    # Before NFKC, which takes some of the marks apart.
+    return " ".join(unicodedata.normalize("NFKC", text.translate(_QUOTES)).split())
+
+
+def _whole(text: str) -> str:
+    """A text without the halves of characters that JSON can escape and no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _stands_in(example: str, known: str, fuzzy: float) -> bool:

@@ -13,11 +13,14 @@ from langmerge_jax.lifecycle.prediction import (
     Answers,
     common_inputs,
     keep_rows,
+    mode_of,
     write_predictions,
 )
-from langmerge_jax.lifecycle.run import Run
+from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.scores import ANSWERED
 from langmerge_jax.lifecycle.stages import INPUTS, is_current
+from langmerge_jax.lifecycle.variants import BASE, INDIVIDUAL, ROUTED, TUNED
+from langmerge_jax.merging import parse
 
 
 def score_outside(run: Run, path: str) -> dict[str, dict[str, str]]:
@@ -39,7 +42,9 @@ def score_outside(run: Run, path: str) -> dict[str, dict[str, str]]:
     name = pathlib.Path(path).stem.replace("{language}", "").strip("-_.") or "outside"
     keep_rows(run)
     directory = run.predictions_directory(name)
-    if directory.exists() and not _is_outside(directory):
+    recipes = {parse(x).name for x in run.config.merge.recipes}
+    taken = name in {BASE, COMBINED, INDIVIDUAL, ROUTED, TUNED} | recipes
+    if taken or (directory.exists() and not _is_outside(directory)):
         raise InputError(f"--predictions={path}: {name!r} is a variant of the run; rename the file")
     answers = {language: _read(run, path, language) for language in run.languages}
     text = json.dumps(answers, sort_keys=True, ensure_ascii=False)
@@ -57,12 +62,14 @@ def _is_outside(directory: pathlib.Path) -> bool:
 def _there(run: Run) -> dict[str, dict[str, str]]:
     """The rows of the run's score table that are of today's test rows and task."""
     path, common = run.home / ANSWERED, common_inputs(run, "test")
+    mode = mode_of(run)
     rows = read_json(path) if path.exists() else {}
 
     def current(variant: str) -> bool:
         inputs = run.predictions_directory(variant) / INPUTS
         found = read_json(inputs) if inputs.exists() else {}
-        return all(found.get(key) == value for key, value in common.items())
+        alike = all(found.get(key) == value for key, value in common.items())
+        return alike and found.get("mode", mode) == mode
 
     return {name: parts for name, parts in rows.items() if all(map(current, parts.values()))}
 
@@ -70,12 +77,23 @@ def _there(run: Run) -> dict[str, dict[str, str]]:
 def _read(run: Run, path: str, language: str) -> Answers:
     """The output for each test row of a language."""
     table = read_table(run.path(path), split="test", language=language)
-    places = {example.id: i for i, example in enumerate(run.examples(language, "test"))}
+    examples = run.examples(language, "test")
+    places = {example.id: i for i, example in enumerate(examples)}
+    if len(places) < len(examples):
+        ids = [example.id for example in examples]
+        twice = next(x for x in ids if ids.count(x) > 1)
+        raise InputError(f"two test rows of {language!r} have the id {twice!r}; make ids unique")
     found: Answers = {}
     for i in range(len(table)):
         row = table[i]
-        if row.get("language", language) != language:
-            continue
+        if "language" in row:
+            if row["language"] != language:
+                continue
+        elif len(run.languages) > 1 and "{language}" not in path:
+            raise InputError(
+                f"{table.place(i)}: no field 'language', by which one file is that of "
+                f"{', '.join(run.languages)}; add it, or write {{language}} in the path"
+            )
         found[_place(row, table.place(i), places, found, language)] = {"output": row["output"]}
     if missing := [name for name, i in places.items() if i not in found]:
         raise InputError(

@@ -201,7 +201,7 @@ def mode_of(run: Run) -> str:
 def common_inputs(run: Run, split: str) -> dict[str, Any]:
     """Returns what all predictions of a split are made from, whatever answers."""
     rows = {language: digest_rows(run.examples(language, split)) for language in run.languages}
-    return {"task": run.asked, "rows": rows, SCORING: run.task.scoring}
+    return {"task": run.asked, "rows": rows, SCORING: run.scoring}
 
 
 def run_inputs(run: Run, split: str) -> dict[str, Any]:
@@ -224,7 +224,8 @@ def predict(run: Run, answerer: Answerer, variants: Mapping[str, Variant]) -> No
         if is_current(directory, inputs[name]):
             continue
         if _answered(directory, inputs[name]):
-            answers = {x: _outputs(directory / f"{x}.jsonl") for x in run.languages}
+            languages = variant.languages or run.languages
+            answers = {x: _outputs(directory / f"{x}.jsonl") for x in languages}
             write_predictions(run, directory, inputs[name], answers)
         else:
             missing[name] = variant
@@ -285,7 +286,8 @@ def keep_rows(run: Run) -> None:
 
     The prompt is in words, for who wants outputs of another model to the same rows.
     """
-    inputs = common_inputs(run, "test")
+    ids = {x: digest([e.id for e in run.examples(x, "test")]) for x in run.languages}
+    inputs = common_inputs(run, "test") | {"ids": ids}
     if is_current(run.home / "test", inputs):
         return
     with making(run.home / "test", inputs) as directory:

@@ -111,12 +111,23 @@ class Run:
 
     @functools.cached_property
     def task(self) -> Task:
+        if self.config.tasks:
+            raise InputError(
+                f"tasks={', '.join(self.config.tasks)}: several tasks are for the experiment door; "
+                "this one takes a config of one task"
+            )
         return make_task(self.config)
 
     @property
     def asked(self) -> dict[str, Any]:
         """What decides how rows are asked."""
         return to_json(self.config)["task"]
+
+    @functools.cached_property
+    def scoring(self) -> dict[str, Any]:
+        """What scores depend on beside outputs and references."""
+        encoders = [identity(resolve(x, "encoder")) for x in self.task.encoders]
+        return self.task.scoring | ({"encoders": encoders} if encoders else {})
 
     @functools.cached_property
     def source(self) -> Source:

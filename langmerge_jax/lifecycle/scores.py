@@ -30,12 +30,17 @@ class Scored:
     """Scores of one variant on one language.
 
     Attributes:
-      n: rows.
       metrics: {metric: (value, bootstrap replicates [samples])}; the first decides.
+      counts: {metric: rows that it is a score of}.
     """
 
-    n: int
     metrics: dict[str, tuple[float, np.ndarray]]
+    counts: dict[str, int]
+
+    @property
+    def n(self) -> int:
+        """The rows that the metric that decides is a score of."""
+        return next(iter(self.counts.values()))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yields one score row a metric; None stands for a number that is not defined."""
@@ -44,7 +49,7 @@ class Scored:
             yield {
                 "metric": metric,
                 "value": defined(value),
-                "n": self.n,
+                "n": self.counts[metric],
                 "low": defined(low),
                 "high": defined(high),
             }
@@ -64,7 +69,8 @@ class Scorer:
             self._draws[language, n] = draws(n, seed=[0, *language.encode()])
         values = measures.values(rows)
         replicates = measures.replicates(rows, self._draws[language, n])
-        return Scored(n, {name: (values[name], replicates[name]) for name in measures.names})
+        found = {name: (values[name], replicates[name]) for name in measures.names}
+        return Scored(found, measures.counts(rows))
 
     def read(self, found: Mapping[str, str]) -> dict[str, Scored]:
         """Scores predictions on disk.
@@ -92,14 +98,15 @@ def defined(value: float) -> float | None:
 def with_mean(scored: dict[str, Scored]) -> dict[str, Scored]:
     """Adds the mean over languages as `all`; languages are drawn independently of each other."""
     parts = list(scored.values())
-    means = {}
+    means, counts = {}, {}
     for metric in parts[0].metrics:
         values = [part.metrics[metric] for part in parts]
         means[metric] = (
             sum(value for value, _ in values) / len(values),
             np.mean([replicates for _, replicates in values], axis=0),
         )
-    return scored | {ALL: Scored(sum(part.n for part in parts), means)}
+        counts[metric] = sum(part.counts[metric] for part in parts)
+    return scored | {ALL: Scored(means, counts)}
 
 
 def _rows(key: str, name: str, scored: Mapping[str, Scored]) -> list[dict[str, Any]]:
@@ -134,8 +141,8 @@ def score(run: Run, found: Mapping[str, Mapping[str, str]]) -> None:
         write_json(run.home / "matrix.json", rows)
     else:
         (run.home / "matrix.json").unlink(missing_ok=True)
-    if COMBINED in scored:
-        others = {name: some for name, some in scored.items() if name not in (BASE, COMBINED)}
+    others = {name: some for name, some in scored.items() if name not in (BASE, COMBINED)}
+    if COMBINED in scored and others:
         recipes = set(others) - {INDIVIDUAL, ROUTED}
         margin = run.config.evaluate.margin
         rows = comparisons(others, scored[COMBINED], recipes, margin)
@@ -173,7 +180,8 @@ def comparisons(
             value, replicates = scored[language].metrics[metric]
             other, others = base.metrics[metric]
             better, draws_of = sign * (value - other), sign * (replicates - others)
-            found[name] = compare(better, draws_of, margin=margin, n=base.n)
+            n = min(base.n, scored[language].n)
+            found[name] = compare(better, draws_of, margin=margin, n=n)
         members = [name for name in found if name in family]
         worse = dict(zip(members, holm([found[n].p_worse for n in members]), strict=True))
         par = dict(zip(members, holm([found[n].p_par for n in members]), strict=True))

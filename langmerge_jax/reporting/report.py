@@ -56,8 +56,6 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
 
 def _points(row: Mapping[str, Any]) -> str:
     """A difference in words, with its interval."""
-    if row["difference"] is None:
-        return "no one can say where, as one of the two has no score"
     points, low, high = (100 * row[key] for key in ("difference", "low", "high"))
     if points < 0:
         return f"{-points:.1f} points below (95 % interval {-high:.1f} to {-low:.1f})"
@@ -89,9 +87,10 @@ def _lead(found: Results) -> list[str]:
             "undecided": f"Whether that is within a margin of {margin} is undecided at this n"
             + (f"; about {row['deciding_n']} rows would decide it." if row["deciding_n"] else "."),
         }[row["verdict"]]
+        lies = "" if row["low"] is None else f": the merge lies {_points(row)}"
         lines.append(
-            f"Trained on all rows together, combined has {_number(combined['value'])}: the merge "
-            f"lies {_points(row)}. {verdict}"
+            f"Trained on all rows together, combined has {_number(combined['value'])}{lies}. "
+            f"{verdict}"
         )
     for row in (found.costs or {}).get("rows", []):
         if row["what"].startswith("update "):

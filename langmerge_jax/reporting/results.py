@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation.metrics import LOWER_IS_BETTER
 from langmerge_jax.files import read_json, read_jsonl
 from langmerge_jax.merging.recipe import parse
@@ -43,7 +44,13 @@ class Results:
         path = self.home / "tuning.json"
         if path.exists():
             return "tuned", read_json(path)["chosen"], "chosen on validation rows"
-        merges = [parse(name).name for name in self.config["merge"]["recipes"]]
+        named = (parse(name).name for name in self.config["merge"]["recipes"])
+        merges = [name for name in named if self.score(name)]
+        if not (merges and self.score("base")):
+            raise InputError(
+                f"{self.home}: the report needs scores of the base and of a merge; run the "
+                "evaluate door without --variants"
+            )
         wanted = self.config["updates"]["recipe"]
         if wanted and parse(wanted).name in merges:
             return parse(wanted).name, parse(wanted).name, "named in the config"

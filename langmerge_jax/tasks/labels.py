@@ -11,6 +11,7 @@ from langmerge_jax.data.examples import Example
 from langmerge_jax.data.fields import Row
 from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation.metrics import Measures, OfLabels, OfScores
+from langmerge_jax.evaluation.rouge import UNSPACED
 from langmerge_jax.tasks.task import CHOICE, GENERATION, Judged, Task
 
 
@@ -65,20 +66,29 @@ class LabelTask(Task):
         return found
 
     def parse(self, output: str, language: str) -> str | None:
-        """Returns the label whose words come first in an output, of these the longest."""
-        text = _plain(output)
+        """Returns the label whose words come first in an output, of these the longest.
+
+        Letters, as those of choices, are looked for as capitals, and first where one stands as a
+        choice is named: before a point, a colon, a bracket, or the end.
+        """
+        text = unicodedata.normalize("NFKC", output).strip()
         places = []
         for label, words in zip(self.labels, self.words(language), strict=True):
-            sought = _plain(words)
-            # Words of scripts without spaces have no ends to look for.
-            ends = r"(?<!\w){}(?!\w)" if sought.isascii() else "{}"
-            if match := re.search(ends.format(re.escape(sought)), text):
-                places.append((match.start(), -len(sought), label))
-        return min(places)[2] if places else None
+            sought = unicodedata.normalize("NFKC", words).strip()
+            if text.strip(_AROUND).casefold() == sought.casefold():
+                return label
+            flags = 0 if len(sought) == 1 else re.IGNORECASE
+            for match in re.finditer(_WHOLE.format(re.escape(sought)), text, flags):
+                named = len(sought) > 1 or _NAMED.match(text, match.end())
+                places.append((not named, match.start(), -len(sought), label))
+        return min(places)[3] if places else None
 
 
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold().strip()
+# Scripts without spaces write no ends of words: what stands beside theirs is whole.
+_LETTER = rf"[^\W{UNSPACED}]"
+_WHOLE = rf"(?<!{_LETTER}){{}}(?!{_LETTER}|['’])"
+_NAMED = re.compile(r"\s*([.):]|$)")
+_AROUND = " \t\n.,:;!?()[]{}*\"'`"
 
 
 class Sentiment(LabelTask):
@@ -96,7 +106,7 @@ class Sentiment(LabelTask):
         label = self.names.get(str(value), value)
         if label not in self.labels:
             raise row.refused(f"unknown label {value!r}; known: {', '.join(self.labels)}")
-        return [Example(str(row.get("id") or row.place), language, text, label)]
+        return [Example(row.name(), language, text, label)]
 
 
 class Reasoning(LabelTask):
@@ -121,14 +131,15 @@ class Reasoning(LabelTask):
             raise row.refused(f"{len(choices)} choices; this task has {len(self.labels)}")
         if len(set(choices)) != len(choices):
             raise row.refused(f"two choices are the same: {', '.join(map(repr, choices))}")
-        letters = row.get("letters") or list(self.labels)
-        if isinstance(key, int) and 0 <= key < len(choices):
-            number = key
-        elif len(letters) == len(choices) and key in letters:
-            number = letters.index(key)
-        else:
-            raise row.refused(f"wrong answer key {key!r}; there are {', '.join(map(str, letters))}")
-        name = str(row.get("id") or row.place)
+        letters = row.get("letters")
+        if isinstance(letters, list):
+            known = letters
+        else:  # The task's own, or numbers.
+            known = list(range(len(choices)) if isinstance(key, int) else self.labels)
+        if key not in known or len(known) != len(choices):
+            raise row.refused(f"wrong answer key {key!r}; there are {', '.join(map(str, known))}")
+        number = known.index(key)
+        name = row.name()
         return [Example(name, language, question, self.labels[number], tuple(choices))]
 
     def _placeholders(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import ml_collections
 
 from langmerge_jax.errors import InputError
-from langmerge_jax.evaluation.bertscore import BertScorer
 from langmerge_jax.tasks.labels import Reasoning, Sentiment
 from langmerge_jax.tasks.summarization import Summarization
 from langmerge_jax.tasks.task import Task
@@ -43,12 +42,13 @@ def _labels(kind: type) -> Callable:
 
 
 def _summarization(config: ml_collections.ConfigDict, common: dict) -> Task:
-    scorer, settings = None, config.evaluate.bertscore
-    if settings.model:
-        scorer = BertScorer(
-            settings.model, layer=settings.layer or None, batch_size=settings.batch_size
-        )
-    return Summarization(**common, bertscore=scorer)
+    settings = config.evaluate.bertscore
+    return Summarization(
+        **common,
+        encoder=settings.model,
+        layer=settings.layer or None,
+        encoder_batch=settings.batch_size,
+    )
 
 
 def _themes(config: ml_collections.ConfigDict, common: dict) -> Task:

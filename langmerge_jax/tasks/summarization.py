@@ -7,7 +7,7 @@ from typing import Any
 
 from langmerge_jax.data.examples import Example
 from langmerge_jax.data.fields import Row
-from langmerge_jax.evaluation.bertscore import BertScorer
+from langmerge_jax.evaluation.bertscore import BertScorer, find_encoder, signature
 from langmerge_jax.evaluation.metrics import Measures, OfScores
 from langmerge_jax.evaluation.rouge import ROUGE, UnicodeTokenizer, rouge
 from langmerge_jax.tasks.task import Judged, Task
@@ -21,26 +21,42 @@ class Summarization(Task):
     the article.
 
     Attributes:
-      bertscore: the encoder to score by; None for ROUGE alone.
+      encoder: model of BERTScore, a directory or hub name; "" for ROUGE alone.
+      layer: of the encoder; None for the known one.
+      encoder_batch: texts at a time.
     """
 
-    bertscore: BertScorer | None
+    encoder: str
+    layer: int | None
+    encoder_batch: int
 
     @functools.cached_property
     def measures(self) -> Measures:
         names = ["rougeL", "rouge1", "rouge2"]
-        names += ["bertscore_f1"] if self.bertscore else []
+        names += ["bertscore_f1"] if self.encoder else []
         names += [f"{name}_ascii" for name in ("rougeL", "rouge1", "rouge2")]
         return OfScores({name: (name, "") for name in names})
 
     @property
     def scoring(self) -> dict[str, Any]:
-        bertscore = {"bertscore": self.bertscore.signature} if self.bertscore else {}
+        bertscore = {"bertscore": signature(self.encoder, self.layer)} if self.encoder else {}
         return {"rouge": UnicodeTokenizer.name, **bertscore}
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return (find_encoder(self.encoder, self.layer)[0],) if self.encoder else ()
+
+    @functools.cached_property
+    def _bertscore(self) -> BertScorer:
+        # Only once there is something to score: nobody who trains needs it.
+        return BertScorer(self.encoder, self.layer, self.encoder_batch)
+
     def read(self, row: Row, language: str) -> list[Example]:
-        name, parts = str(row.get("id") or row.place), ("text", "target", "group")
-        sections = list(row.each({part: row.get(part) for part in parts}))
+        name, parts = row.name(), ("text", "target", "group")
+        found = {part: row.get(part) for part in parts}
+        if isinstance(found["text"], list) != isinstance(found["target"], list):
+            raise row.refused("several texts need as many targets, and one text has one")
+        sections = list(row.each(found))
         return [
             Example(
                 name if len(sections) == 1 else f"{name}#{number}",
@@ -57,8 +73,8 @@ class Summarization(Task):
         found = {name: x.tolist() for name, x in rouge(references, outputs).items()}
         ascii_only = rouge(references, outputs, ascii_only=True)
         found |= {f"{name}_ascii": ascii_only[name].tolist() for name in ROUGE}
-        if self.bertscore:
-            found |= {name: x.tolist() for name, x in self.bertscore(outputs, references).items()}
+        if self.encoder:
+            found |= {name: x.tolist() for name, x in self._bertscore(outputs, references).items()}
         return [
             Judged(output, {name: values[i] for name, values in found.items()})
             for i, output in enumerate(outputs)

@@ -72,6 +72,11 @@ class Task(abc.ABC):
         """What scores depend on beside outputs and references."""
         return {}
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The models that scores are computed by."""
+        return ()
+
     @abc.abstractmethod
     def read(self, row: Row, language: str) -> list[Example]:
         """Returns the examples of a source's row.

@@ -49,7 +49,7 @@ class Themes(Task):
                 'no themes; expected is a list of {"theme": text, "examples": [text, …]}'
             )
         target = json.dumps({"themes": found}, ensure_ascii=False)
-        return [Example(str(row.get("id") or row.place), language, "\n".join(comments), target)]
+        return [Example(row.name(), language, "\n".join(comments), target)]
 
     def judge(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Judged]:
         found = []

@@ -70,6 +70,10 @@ def test_what_is_not_defined_is_neither_on_par_nor_worse():
     assert found.verdict() == "undecided"
     assert found.deciding_n() is None
     assert np.isnan(interval(np.full(400, np.nan))).all()
+    found = compare(0.001, np.full(400, np.nan), margin=0.01, n=100)
+    assert found.deciding_n() is None
+    # Every draw of one row is that row.
+    assert compare(0.5, np.full(400, 0.5), margin=0.01, n=1).verdict() == "undecided"
     # Draws that define no score are left out.
     some = np.array([np.nan, *np.linspace(0, 1, 401)])
     assert interval(some) == pytest.approx((0.025, 0.975))

@@ -24,6 +24,7 @@ def output(*examples):
         "„Delivery was late.“",
         # Quotation marks of another kind, full-width forms either way, half-width kana.
         'The "box" was torn',
+        "The ″box″ was torn",
         "ABC shop！",
         "配送が遅い。",
     ],
@@ -43,6 +44,7 @@ def test_what_does_not_is_invented(example):
     [
         'Here they are: {"themes": [{"theme": "a", "examples": ["box"]}]} I hope this helps {:',
         '```json\n[{"theme": "a", "examples": ["box"]}]\n```',
+        '{"answer": {"themes": [{"theme": "a", "examples": ["box"]}]}}',
         'As asked [1]: {"themes": [{"theme": "a", "examples": ["box"], "more": {"x": [1]}}]}',
     ],
 )
@@ -55,6 +57,8 @@ def test_text_around_the_value_is_passed_over(text):
     [
         "",
         '{"themes": [{"theme": "a", "examples": ["box"]',
+        '{"themes": [{"theme": "a", "examples": []',
+        "[" * 5000,
         '{"themes": "box"}',
         '{"themes": [{"theme": "a", "examples": "box"}]}',
         '{"themes": [{"theme": "a", "examples": [{"text": "box"}]}]}',
@@ -75,3 +79,8 @@ def test_fuzzy_takes_examples_of_which_enough_stands_in_the_input():
     assert read(output(example), SOURCE, fuzzy=0.9).invented == (example,)
     assert read(output(example), SOURCE, fuzzy=13 / 17).invented == ()
     assert read(output(example), SOURCE, fuzzy=13.5 / 17).invented == (example,)
+
+
+def test_half_a_character_is_invented_and_can_be_written():
+    found = read(r'{"themes": [{"theme": "a", "examples": ["box \ud83d"]}]}', SOURCE)
+    assert found.invented == ("box ?",)

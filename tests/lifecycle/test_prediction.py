@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from langmerge_jax.adapters import save_adapter
+from langmerge_jax.config import section
 from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation import predict as engine
 from langmerge_jax.files import read_json, read_jsonl, write_json, write_jsonl
 from langmerge_jax.lifecycle.evaluation import evaluate
+from langmerge_jax.lifecycle.experiment import evaluate_and_report
 from langmerge_jax.lifecycle.outside import score_outside
 from langmerge_jax.lifecycle.prediction import Answerer, predict
 from langmerge_jax.lifecycle.scores import Scorer, score
 from langmerge_jax.lifecycle.variants import Variant
+from langmerge_jax.reporting.results import Results
 
 LABELS = ("positive", "neutral", "negative")
 RANKS = {"a": 2, "b": 4, "c": 2, "d": 2}
@@ -179,6 +182,14 @@ def test_another_scoring_asks_nothing_again(make_run, variants, tmp_path):
     (row, *_) = answers(fuzzy, "a")["en"]
     assert row["scores"] == {"examples": 1.0, "invented": 0.0, "malformed": 0.0}
     assert row["output"] == output
+    # Those of a cluster are there for its own languages alone.
+    alone = Variant({"made of": "a"}, found["a"].load, ("en",))
+    predict(fuzzy, Answerer(fuzzy), {"west": alone})
+    again = make_run(**themes)
+    predict(again, Answerer(again), {"west": alone})
+    assert not (again.predictions_directory("west") / "ja.jsonl").exists()
+    assert loaded.pop("a") == 2
+    loaded["a"] = 1
     strict = make_run(**themes)
     predict(strict, Answerer(strict), {"a": found["a"]})
     assert loaded["a"] == 1
@@ -237,6 +248,24 @@ def test_outputs_from_elsewhere_are_scored_beside_those_of_the_run(make_run, var
     assert again["all"].n == 40
 
 
+def test_outputs_of_one_file_are_not_those_of_every_language(make_run, tmp_path):
+    rows = [{"id": str(i), "output": "neutral"} for i in range(20)]
+    write_jsonl(tmp_path / "served.jsonl", rows)
+    run = make_run()
+    with pytest.raises(
+        InputError, match=r"served\.jsonl:1: no field 'language', by which one file"
+    ):
+        score_outside(run, str(tmp_path / "served.jsonl"))
+    for language in run.languages:
+        write_jsonl(tmp_path / f"served-{language}.jsonl", rows)
+    found = score_outside(run, str(tmp_path / "served-{language}.jsonl"))
+    assert found == {"served": {"en": "served", "ja": "served"}}
+    for name in ("individual", "linear", "base"):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        with pytest.raises(InputError, match=f"'{name}' is a variant of the run"):
+            score_outside(run, str(tmp_path / f"{name}.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -278,6 +307,23 @@ def test_rows_of_the_table_are_chosen_by_name(make_run, tiny_config, random_adap
     }
     with pytest.raises(InputError, match=r"--variants=ties: this run has base, individual, routed"):
         evaluate(run, ["ties"])
+
+
+def test_some_rows_alone_are_a_table_too(make_run, tiny_config, random_adapter):
+    run = make_run(**{"merge.recipes": ("linear",)})
+    for seed, name in enumerate((*run.languages, "combined")):
+        save_adapter(run.adapter_directory(name), random_adapter(tiny_config, seed))
+    table = evaluate_and_report(run, ["base", "combined"])
+    assert "combined" in table
+    assert not (run.home / "comparisons.json").exists()
+    with pytest.raises(InputError, match="the report needs scores of the base and of a merge"):
+        Results(run.home)
+
+
+def test_several_tasks_are_for_the_experiment_door(make_run):
+    run = make_run(tasks={"one": section("sentiment"), "two": section("reasoning")})
+    with pytest.raises(InputError, match="tasks=one, two: several tasks are for the experiment"):
+        evaluate(run, ["base"])
 
 
 def test_a_task_is_not_answered_in_a_way_it_has_not(make_run, tmp_path):

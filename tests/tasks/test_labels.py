@@ -102,7 +102,8 @@ def test_settings_that_cannot_be_are_refused(tokenizer):
         # Of two that start alike, or within each other, the longer.
         ("Es ist nicht gut.", "de", "negative"),
         ("gut", "de", "positive"),
-        # Scripts without spaces.
+        # Beside scripts without spaces, and in them.
+        ("これは良いです", "ja", "positive"),
         ("この製品は良くないと思います", "ja", "negative"),
         ("とても良いです", "ja", "positive"),
     ],
@@ -120,6 +121,36 @@ def test_choices_stand_behind_their_letters(tokenizer):
     assert reasoning().message(example) == "Where {choices}?\nA. sea\nB. bank\nC. {text}\nLetter:"
     (encoded,) = reasoning().encode(tokenizer, [example])
     assert tokenizer.decode(encoded.answer) == " B<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("output", "letter"),
+    [
+        ("B", "B"),
+        ("b", "B"),
+        (" (C) ", "C"),
+        ("**B.**", "B"),
+        ("答えはBです", "B"),
+        ("选择C项", "C"),
+        ("It is a B.", "B"),
+        ("A good answer is B.", "B"),
+        ("La respuesta a esta pregunta es B", "B"),
+        ("C'est la réponse B", "B"),
+        ("B) bank, because A is wet", "B"),
+        ("A and B are possible", "A"),
+        ("ABC", None),
+        ("e.g. nothing", None),
+        ("", None),
+    ],
+)
+def test_letters_are_read_as_choices_are_named(output, letter):
+    assert reasoning().parse(output, "en") == letter
+
+
+def test_labels_of_a_few_letters_are_read_beside_kana():
+    assert sentiment("{text}").parse("これはpositiveです", "ja") == "positive"
+    assert sentiment("{text}").parse("判定：NEGATIVE。", "ja") == "negative"
+    assert sentiment("{text}").parse("unpositivé", "fr") is None
 
 
 MCSQA = {
@@ -142,6 +173,8 @@ def test_questions_are_read_by_letter_by_other_letters_and_by_number():
     assert task.read(Row(mcsqa(), "f:1", MCSQA), "en") == wanted
     other = mcsqa("2", letters=("1", "2", "3"))
     assert task.read(Row(other, "f:1", MCSQA), "en") == wanted
+    numbered = mcsqa(2, letters=(1, 2, 3))
+    assert task.read(Row(numbered, "f:1", MCSQA), "en") == wanted
     flat = {"q_id": "q1", "q": "Where?", "c0": "sea", "c1": "bank", "c2": "sky", "label": 1}
     fields = {"id": "q_id", "text": "q", "choices": "c0,c1,c2", "target": "label"}
     assert task.read(Row(flat, "f:1", fields), "en") == wanted
@@ -153,6 +186,8 @@ def test_questions_are_read_by_letter_by_other_letters_and_by_number():
         (mcsqa("D"), "f:7: wrong answer key 'D'; there are A, B, C"),
         (mcsqa(""), "f:7: wrong answer key ''"),
         (mcsqa(3), "f:7: wrong answer key 3"),
+        (mcsqa(letters=("A", "B")), "f:7: wrong answer key 'B'; there are A, B$"),
+        (mcsqa(question="half \ud83d"), "f:7: the field 'question' has half of a character"),
         (mcsqa(texts=("sea", "bank")), "f:7: 2 choices; this task has 3"),
         (mcsqa(texts=("sea", "bank", "sea")), "f:7: two choices are the same"),
         (mcsqa(texts=("sea", " ", "sky")), "f:7: the field 'choices.text' is empty"),

@@ -19,7 +19,7 @@ HUB = {
 
 
 def summarization():
-    return Summarization("Sum up:\n{text}", {}, 60, 20, bertscore=None)
+    return Summarization("Sum up:\n{text}", {}, 60, 20, encoder="", layer=None, encoder_batch=8)
 
 
 def themes(fuzzy=1.0):
@@ -51,6 +51,8 @@ def test_flat_rows_are_read_too():
         ({"document": ["a", "b"], "summary": ["s"]}, "lists that do not match: 2 of 'article.doc"),
         ({"document": ["a", " "], "summary": ["s", "t"]}, "the field 'article.document' is empty"),
         ({"document": ["a"], "summary": [None]}, "the field 'article.summary' is missing or no"),
+        ({"document": ["a", "b"], "summary": "s"}, "several texts need as many targets"),
+        ({"document": [], "summary": []}, "the field 'article.document' is empty"),
         ({}, "the field 'article.document' is missing or no text; the row has"),
     ],
 )
