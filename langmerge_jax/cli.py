@@ -49,12 +49,23 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        _bad_input(str(error))
+        _bad_input(_refused(error))
     except (AttributeError, KeyError) as error:
         _bad_input(_unknown_key(argv, str(error)))
     except (OSError, ImportError) as error:
         _bad_input(str(error))
     raise AssertionError("unreachable")
+
+
+def _refused(error: flags.Error) -> str:
+    """What is wrong with a flag; of a config file's own words without the traceback around them."""
+    flag, _, traceback = str(error).partition(": Error whilst parsing config file")
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    # A file whose get_config takes nothing is told so by Python. Other errors are bugs in the file.
+    known = isinstance(cause, InputError) or str(cause).startswith("get_config() takes")
+    return f"{flag}: {cause}" if traceback and known else str(error)
 
 
 def _unknown_key(argv: Sequence[str], report: str) -> str:
