@@ -15,11 +15,11 @@ from langmerge_jax.demo.config import for_demo
 
 
 def get_config():
-    config = for_demo(default())
+    config = default()
     config.merge.tune_lambda = (1.0, 1.5, 2.0, 3.0)
     config.merge.tune_recipes = ("ties@1.0", "ties@0.5", "ties_knots@1.0", "ties_knots@0.5")
     config.evaluate.baselines = True
     config.evaluate.ranks = True
-    config.updates.plan = ("en={workdir}/corpus/en/update.jsonl", "es")
+    config.updates.plan = ("en", "es")
     config.updates.warm_start = 0.2
-    return config
+    return for_demo(config)

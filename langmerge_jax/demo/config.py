@@ -3,6 +3,7 @@
 import ml_collections
 
 from langmerge_jax.config import default
+from langmerge_jax.errors import InputError
 
 # Short, as the demo's base reads short texts; {choices} for reasoning.
 _TEMPLATES = {
@@ -34,11 +35,25 @@ _FIELDS = {
 _ROWS = {"train": 1000, "update": 500, "validation": 100, "test": 200}
 
 
+def sized(config: ml_collections.ConfigDict, size: str) -> ml_collections.ConfigDict:
+    """Returns a config as it is, or for the size `demo` as `for_demo` makes it.
+
+    Args:
+      size: what stands behind the colon of --config.
+
+    Raises:
+      InputError: for another size.
+    """
+    if size not in ("", "demo"):
+        raise InputError(f"{size!r} is no size; behind the colon stands demo, or nothing")
+    return for_demo(config) if size else config
+
+
 def for_demo(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Turns a config of any task into one of the demo's size, and returns it.
 
-    What is compared stays: the recipes, clusters, weights and planned updates. The base, the rows
-    and the training become the demo's, see configs/demo.py.
+    What is compared stays: the recipes, clusters, weights and planned updates, which take the
+    demo's rows. The base, the rows and the training become the demo's, see configs/demo.py.
     """
     config.base = "{workdir}/base"
     config.dtype = "float32"
@@ -65,6 +80,12 @@ def for_demo(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     # An encoder would have to be fetched.
     config.evaluate.bertscore.model = ""
     config.updates.combined = True
+    # All training rows are taken; those that come later are a split of their own.
+    new = config.data.path.replace("{split}", "update")
+    config.updates.plan = tuple(
+        f"{x}={new.replace('{language}', x)}" if x in config.languages else x
+        for x in config.updates.plan
+    )
 
     config.demo.corpus = {
         # Spanish is kept for "add a language", as the split `update` is for "more data for one
