@@ -70,7 +70,7 @@ def make_base(tmp_path_factory, tokenizer):
     from langmerge_jax.models.checkpoint import save_base
     from langmerge_jax.models.llama import Llama
 
-    def make(config: LlamaConfig, name: str = "base") -> pathlib.Path:
+    def make(config: LlamaConfig, name: str = "base", tokenizer=tokenizer) -> pathlib.Path:
         params = nnx.state(Llama(config, rngs=nnx.Rngs(params=0)))
         # Ten times the usual deviation: near-zero logits would hide errors.
         params = jax.tree.map(lambda x: x * 10 if np.std(x) > 0 else x, params)
