@@ -106,7 +106,7 @@ def merged(run: Run, spec: MergeSpec, *, keep: bool = True) -> Adapter | DenseDe
     ready = Merge(
         {name: load_adapter(path) for name, path in spec.adapters.items()},
         spec.recipe,
-        weights={name: spec.weights.get(name, 1.0) for name in spec.adapters},
+        weights=spec.weights or None,
         seed=run.config.merge.seed,
         # A base inside the workdir has another path whenever the workdir is moved.
         allow_base_mismatch="{workdir}" in run.config.base,

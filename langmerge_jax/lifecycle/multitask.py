@@ -120,9 +120,16 @@ def _variants(whole: Run, runs: Sequence[TaskRun]) -> dict[str, Variant]:
     """What is made of all tasks, to be asked in each."""
     found = {COMBINED_TASKS: adapter_variant(whole, COMBINED)}
     apart = {f"{run.name}-{x}": there(run, x) for run in runs for x in run.languages}
+    by_language = whole.config.merge.weights.to_dict()
+    weights = {
+        f"{run.name}-{x}": by_language.get(x, 1.0)
+        for run in runs
+        for x in run.languages
+        if by_language
+    }
     for recipe in map(parse, whole.config.merge.recipes):
         name = f"{ALL_AT_ONCE}/{recipe.name}"
-        found[name] = merge_variant(whole, MergeSpec(name, recipe, apart, {}))
+        found[name] = merge_variant(whole, MergeSpec(name, recipe, apart, weights))
         if recipe.full_rank:
             logger.info("not merged task by task: %s gives no adapter to merge again", recipe.name)
             continue
