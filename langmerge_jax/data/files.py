@@ -2,22 +2,29 @@
 
 import csv
 import functools
+import glob
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from langmerge_jax.data.table import MissingSplit, Table
+from langmerge_jax.data.table import Joined, MissingSplit, Table
 from langmerge_jax.errors import InputError
 
 
 def file_table(path: pathlib.Path) -> Table:
     """Reads all rows of a file, in the format that its suffix tells.
 
+    Args:
+      path: of the file. With `*` in it, which stands for any part of a name, all files that it
+        fits are one table, in the order of their names.
+
     Raises:
       InputError: for a missing file, an unknown suffix, or content that is not in that format; it
         names file and line.
     """
+    if "*" in str(path):
+        return _files(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(
@@ -27,6 +34,19 @@ def file_table(path: pathlib.Path) -> Table:
     if not path.is_file():
         raise MissingSplit(f"{path}: no such file")
     return reader(path)
+
+
+def _files(pattern: pathlib.Path) -> Table:
+    # What else glob knows may be meant literally.
+    literal = str(pattern).replace("[", "[[]").replace("?", "[?]")
+    paths = sorted(path for path in map(pathlib.Path, glob.glob(literal)) if path.is_file())
+    if not paths:
+        raise MissingSplit(f"{pattern}: no file fits this pattern")
+    parts = [file_table(path) for path in paths]
+    for part in parts:
+        if not len(part):
+            raise InputError(f"{part.name}: no rows")
+    return Joined(str(pattern), parts)
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:

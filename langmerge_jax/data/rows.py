@@ -21,7 +21,8 @@ def read_table(path: str, *, split: str, language: str = "", language_field: str
         a file: `.jsonl` or `.ndjson`; `.json` with a list of objects, with JSON lines, or with
         objects in objects, of which the innermost are rows and get the keys that lead to them as
         `key_1`, `key_2`, …; `.csv` or `.tsv` with a header; `.parquet`.
-        `{language}` is filled in for tfds and files, `{split}` for files.
+        `{language}` is filled in for tfds and files, `{split}` for files; a file's path may hold
+        `*`, see `file_table`.
       split: such as `train`.
       language: such as `en`. Without `language_field` it is the configuration of a hub data set,
         or the folder of a local directory that has no configurations.

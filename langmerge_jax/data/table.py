@@ -1,5 +1,8 @@
 """Rows of one split, and where each of them lies."""
 
+import bisect
+import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +89,7 @@ class Table(Sequence[dict[str, Any]]):
                 f"{self.name}: no row has {value!r} in the column {field!r}; "
                 f"it holds {listed or 'nothing'}{more}"
             )
-        table = Table(self.name, self._rows, lines=self._lines, arrow=self._arrow)
+        table = copy.copy(self)
         table._kept = np.asarray(self._kept)[found]
         return table
 
@@ -121,6 +124,42 @@ class Table(Sequence[dict[str, Any]]):
                 f"{self.name}: the column {field!r} holds {column.type}, not text"
             ) from error
         return column if len(self) == len(self._rows) else column.take(pa.array(self._kept))
+
+
+class Joined(Table):
+    """Several tables as one, in which each row keeps its own place.
+
+    Args:
+      name: what to call them together in messages.
+      parts: the tables, in their order.
+    """
+
+    def __init__(self, name: str, parts: Sequence[Table]):
+        self._parts = parts
+        self._starts = [0, *itertools.accumulate(map(len, parts))]
+        # The rows themselves stay with the parts.
+        super().__init__(name, range(self._starts[-1]))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        part, inner = self._find(int(self._kept[index]))
+        return part[inner]
+
+    def _find(self, number: int) -> tuple[Table, int]:
+        """The part that has a row, and its number there."""
+        part = bisect.bisect_right(self._starts, number) - 1
+        return self._parts[part], number - self._starts[part]
+
+    def _place(self, number: int) -> str:
+        part, inner = self._find(number)
+        return part.place(inner)
+
+    def _text_column(self, field: str):
+        import pyarrow as pa
+
+        columns = [part._text_column(field) for part in self._parts]
+        # The column of a table that has an Arrow table is in chunks already.
+        chunks = [chunk for x in columns for chunk in getattr(x, "chunks", [x])]
+        return pa.chunked_array(chunks, pa.string()).take(pa.array(self._kept))
 
 
 def _plain(value: Any) -> Any:

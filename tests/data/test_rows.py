@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-from langmerge_jax.data.rows import read_table
+from langmerge_jax.data.rows import MissingSplit, read_table
 from langmerge_jax.errors import InputError
 
 ROWS = [
@@ -74,6 +74,34 @@ def test_json_lines_keep_values_and_lines(write):
     # Blank lines and odd separators do not shift what follows.
     assert [table.place(i) for i in range(3)] == [f"{path}:{n}" for n in (2, 3, 6)]
     assert list(read_table(write("train.ndjson", json_lines(ROWS)), split="train")) == ROWS
+
+
+def test_files_that_fit_a_pattern_are_one_table_in_the_order_of_their_names(write, tmp_path):
+    write("ja/b.csv", "text,language\nfirst,ja\nsecond,en\n")
+    write("ja/a.jsonl", json_lines([{"text": "zeroth", "language": "ja"}]))
+    write_parquet(tmp_path / "ja" / "c.parquet", [{"text": "third", "language": "en"}])
+    write("ja/d.csv/inner.txt", "a folder")
+    table = read_table(str(tmp_path / "{language}" / "*.*"), split="train", language="ja")
+    assert [row["text"] for row in table] == ["zeroth", "first", "second", "third"]
+    assert table.name == f"{tmp_path}/ja/*.*"
+    places = [f"{tmp_path}/ja/{x}" for x in ("a.jsonl:1", "b.csv: row 1", "b.csv: row 2")]
+    assert [table.place(i) for i in range(4)] == [*places, f"{tmp_path}/ja/c.parquet: row 1"]
+    some = read_table(
+        str(tmp_path / "*" / "*.*"), split="train", language="en", language_field="language"
+    )
+    assert [row["text"] for row in some] == ["second", "third"]
+    assert some.place(0) == places[2]
+
+
+def test_a_pattern_that_fits_no_file_or_an_empty_one_is_named(write, tmp_path):
+    with pytest.raises(MissingSplit, match=r"fr/train\*.csv: no file fits this pattern"):
+        read_table(str(tmp_path / "{language}" / "{split}*.csv"), split="train", language="fr")
+    write("[x]/train-1.csv", "a,b\n1,2\n")
+    path = write("[x]/train-2.csv", "a,b\n")
+    # Only the star is a pattern.
+    assert refused(tmp_path / "[x]" / "{split}-*.csv") == f"{path}: no rows"
+    write("[x]/train-2.csv", "a,b\n1,2,3\n")
+    assert refused(tmp_path / "[x]" / "{split}-*.csv").startswith(f"{path}:2: 3 columns")
 
 
 def test_a_json_file_holds_a_list_or_lines(write):
