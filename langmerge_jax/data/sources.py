@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Each keeps clear of those before it.
 SPLITS = ("test", "validation", "train")
+# Rows to instruct a base by: a split of the run, the last of them, if shares name it.
+INSTRUCT = "instruct"
 # Beginnings of paths whose splits are told apart by whoever holds the data.
 HOSTED = ("hf:", "tfds:")
 
@@ -41,7 +43,8 @@ class SourceSpec:
       names: {language: what the data set calls it} where that is not its code.
       splits: {split: what the data set calls it}. Splits of one name part its rows, see `shares`.
       shares: {split: share} by which rows that several splits have in common are shared out, by
-        the hash of the row or of its group: the same in every language.
+        the hash of the row or of its group: the same in every language. With a share for
+        `instruct` no row of that split is in another one.
       rows: {split: how many to draw}; 0 takes all.
       seed: of the draws.
       skip_bad: leave bad rows out instead of refusing them.
@@ -108,6 +111,10 @@ class Source:
 
     def __init__(self, spec: SourceSpec, reader: Reader):
         self._spec, self._reader = spec, reader
+        self._splits = (*SPLITS, INSTRUCT) if INSTRUCT in spec.shares else SPLITS
+        if unknown := set(spec.shares) - set(self._splits):
+            known = ", ".join((*SPLITS, INSTRUCT))
+            raise InputError(f"data.shares names {min(unknown)!r}; there are {known}")
         self.counts: dict[tuple[str, str], Counts] = {}
 
     @functools.cache  # noqa: B019 (a source lives as long as its run)
@@ -119,7 +126,7 @@ class Source:
         Raises:
           InputError: for a split without rows, or a bad row; it names file and line.
         """
-        before = SPLITS[: SPLITS.index(split)] if split in SPLITS else ()
+        before = self._splits[: self._splits.index(split)] if split in self._splits else ()
         held = self._held(language, before)
         found = self._take(language, split, self._spec.rows.get(split, 0), held)
         if not found:
@@ -137,7 +144,7 @@ class Source:
           InputError: if there are none.
         """
         had = frozenset(row.asked for row in self.draw(language, "train"))
-        held = self._held(language, SPLITS[:-1])
+        held = self._held(language, [x for x in self._splits if x != "train"])
         found = self._take(language, "train", count, held, name="update", had=had)
         if not found:
             raise InputError(
@@ -149,7 +156,7 @@ class Source:
     def without(self, rows: Sequence[Example], language: str) -> list[Example]:
         """Returns those of rows from elsewhere that no split has, each once."""
         had = {row.asked for row in self.draw(language, "train")}
-        held = self._held(language, SPLITS[:-1])
+        held = self._held(language, [x for x in self._splits if x != "train"])
         kept = {
             row.asked: row
             for row in reversed(rows)
@@ -191,7 +198,7 @@ class Source:
         """
         names = self._names(language)
         table = self._read(language, names.get(split, split))
-        sharing = [x for x in SPLITS if names[x] == names.get(split)] if split in SPLITS else []
+        sharing = self._sharing(split, names)
         counts = self.counts[language, name or split] = Counts(wanted)
         order = np.arange(len(table))
         if wanted:
@@ -219,10 +226,28 @@ class Source:
             logger.warning("%s, %s: %s", language, name or split, said)
         return [example for _, example in found.values()]
 
+    def _sharing(self, split: str, names: Mapping[str, str]) -> list[str]:
+        """The splits that have their rows in common with this one, and itself; none for one more.
+
+        Raises:
+          InputError: if one of them has no share.
+        """
+        if split not in (*SPLITS, INSTRUCT):
+            return []
+        parts = dict.fromkeys((*self._splits, split))
+        sharing = [x for x in parts if names[x] == names[split]]
+        for x in sharing if len(sharing) > 1 else ():
+            if x not in self._spec.shares:
+                raise InputError(
+                    f"data.shares has no {x!r}, but {', '.join(sharing)} have their rows in "
+                    "common; give it a share"
+                )
+        return sharing
+
     @functools.cache  # noqa: B019
     def _names(self, language: str) -> dict[str, str]:
         """What the data calls each split. Those of one name share its rows."""
-        names = {x: self._spec.splits.get(x, x) for x in SPLITS} | dict(self._spec.splits)
+        names = {x: x for x in (*SPLITS, INSTRUCT)} | dict(self._spec.splits)
         if not self._spec.path.startswith(HOSTED) and "{split}" not in self._spec.path:
             names = dict.fromkeys(names, "all")  # One file.
         if names["test"] == names["validation"]:

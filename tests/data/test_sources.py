@@ -151,6 +151,41 @@ def test_one_file_is_shared_out_to_the_splits(write):
     assert set(texts(source(path).draw("en", "test"))) >= parts["test"]
 
 
+FOUR = {"train": 0.4, "validation": 0.1, "test": 0.2, "instruct": 0.3}
+
+
+def test_rows_to_instruct_a_base_by_are_shared_out_too(write):
+    path = write("all.jsonl", [row(f"text {i}") for i in range(1000)])
+    found = source(path, shares=FOUR)
+    parts = {split: set(texts(found.draw("en", split))) for split in FOUR}
+    assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 1000
+    assert {split: len(part) for split, part in parts.items()} == pytest.approx(
+        {split: 1000 * share for split, share in FOUR.items()}, abs=45
+    )
+
+
+@pytest.mark.parametrize("shares", [{}, {"shares": FOUR}])
+def test_rows_to_instruct_a_base_by_are_in_no_other_split_if_they_have_a_share(
+    apart, write, shares
+):
+    write("en/instruct.jsonl", [row(x) for x in ("Test  7", "validation 1", "TRAIN 5", "own")])
+    found = source(apart, **shares)
+    # Without a share, whoever wrote that file answers for it.
+    assert len(found.draw("en", "instruct")) == (1 if shares else 4)
+    new = source(write("new.jsonl", [row("own"), row("new")])).draw("en", "more")
+    assert texts(found.without(new, "en")) == (["new"] if shares else ["own", "new"])
+
+
+def test_rows_in_common_need_a_share_each(write):
+    path = write("all.jsonl", [row(f"text {i}") for i in range(10)])
+    with pytest.raises(InputError, match=r"data.shares has no 'instruct', but test, validation"):
+        source(path).draw("en", "instruct")
+    with pytest.raises(InputError, match=r"data.shares has no 'test', but test, validation"):
+        source(path, shares={"train": 0.9, "validation": 0.1}).draw("en", "train")
+    with pytest.raises(InputError, match=r"data.shares names 'tset'; there are test, validation"):
+        source(path, shares=FOUR | {"tset": 0.1})
+
+
 def test_where_the_keys_of_the_test_are_kept_back_it_is_drawn_from_validation(
     apart, write, tmp_path, caplog
 ):
@@ -225,6 +260,19 @@ def test_real_sentiment_rows_load(realdata, language):
     # The files are sorted by label; what is drawn is not.
     assert len({x.target for x in train[:20]}) == 3
     assert len(found.draw(language, "test")) == 20
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_real_sentiment_rows_of_several_files_are_shared_out(realdata, language):
+    path = realdata / "sentiment_tyqiangz" / "{language}" / "*.csv"
+    found = source(path, names=LANGUAGES, shares=FOUR)
+    parts = {split: found.draw(language, split) for split in FOUR}
+    asked = [x.asked for part in parts.values() for x in part]
+    assert len(set(asked)) == len(asked)
+    files = {"ja": 3000, "zh": 2989}
+    assert len(asked) == pytest.approx(files.get(language, 2163), abs=5)
+    for part in parts.values():
+        assert {x.target for x in part} == {"positive", "neutral", "negative"}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
