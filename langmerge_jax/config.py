@@ -143,7 +143,8 @@ def default(task: str = "sentiment") -> ml_collections.ConfigDict:
 
     config.data = ml_collections.ConfigDict()
     # hf:<data set of the hub, or directory>[@<revision>], tfds:<data set>, or a local file
-    # (.jsonl, .json, .csv, .tsv, .parquet) with the placeholders {language} and {split}.
+    # (.jsonl, .json, .csv, .tsv, .parquet) with the placeholders {language} and {split}; all files
+    # that a path with * fits are one.
     config.data.path = ""
     # {part: column}, see langmerge_jax/data/fields.py.
     config.data.fields = ml_collections.ConfigDict()
@@ -153,6 +154,7 @@ def default(task: str = "sentiment") -> ml_collections.ConfigDict:
     config.data.names = ml_collections.ConfigDict()
     config.data.splits = ml_collections.ConfigDict()
     # How splits that the data set has as one are shared out, by the hash of a row or its article.
+    # With a share for "instruct", a base that is trained here (config.demo) gets rows of its own.
     config.data.shares = ml_collections.ConfigDict({"train": 0.8, "validation": 0.1, "test": 0.1})
     # {value in the data: label} where the data has other labels.
     config.data.labels = ml_collections.ConfigDict()
@@ -276,7 +278,9 @@ def default(task: str = "sentiment") -> ml_collections.ConfigDict:
     # By how much a merge may score below `combined` and still be called on par with it.
     config.evaluate.margin = 0.01
 
-    # The settings of a generated corpus and base model (configs/demo.py); empty for real ones.
+    # The settings of a base model that is trained here, and of the corpus that is generated for it
+    # (configs/demo.py); without one it reads the run's own rows (configs/realdata_sentiment.py).
+    # Empty for a real base.
     config.demo = ml_collections.ConfigDict()
     return config
 

@@ -47,9 +47,10 @@ class BaseSettings:
     Attributes:
       vocab_size: entries of the byte-level BPE tokenizer.
       hidden_size, intermediate_size, layers, heads, kv_heads: shape of the Llama.
-      batch_size, learning_rate: of the pretraining, one pass over the unlabelled texts.
+      batch_size, learning_rate, pretrain_epochs: of the pretraining on the unlabelled texts.
       instruct_epochs, instruct_batch_size, instruct_learning_rate: of the instruction tuning.
-      buckets: sequence lengths that batches are padded to.
+      buckets: sequence lengths that batches are padded to. Of texts longer than the longest only
+        the beginning is read.
       checkpoint_steps: steps that a killed training does again, at most.
       seed: of weights and order.
     """
@@ -68,6 +69,7 @@ class BaseSettings:
     buckets: tuple[int, ...]
     checkpoint_steps: int
     seed: int
+    pretrain_epochs: int = 1
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int):
@@ -159,10 +161,21 @@ def build_base(
     params = jax.device_put(params, Rules().sharding(mesh, (), ()))
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    raw = [Encoded((begin,), (*text, end), f"text {i}") for i, text in enumerate(ids)]
+    longest = max(settings.buckets)
+    raw = [
+        Encoded((begin,), (*text, end)[: longest - 1], f"text {i}") for i, text in enumerate(ids)
+    ]
+    if cut := sum(len(text) + 2 > longest for text in ids):
+        logger.info("%d of %d texts cut to %d tokens", cut, len(texts), longest)
     labelled = [e for rows in examples.values() for e in task.encode(tokenizer, rows)]
     for what, data, batch_size, epochs, peak in (
-        ("pretrain base", raw, settings.batch_size, 1, settings.learning_rate),
+        (
+            "pretrain base",
+            raw,
+            settings.batch_size,
+            settings.pretrain_epochs,
+            settings.learning_rate,
+        ),
         (
             "instruction-tune base",
             labelled,

@@ -52,6 +52,11 @@ class Run:
             raise InputError(f"languages={config.languages}: name each language once, at least one")
         if COMBINED in config.languages:
             raise InputError(f"{COMBINED!r} is the adapter of all languages, no language code")
+        if not config.data.path:
+            raise InputError(
+                "data.path is empty; say where the rows lie, such as "
+                "--config.data.path='DIR/{language}/{split}.csv'"
+            )
         self.config, self.workdir, self._profile = config, workdir, profile
         if config.cpu_devices:
             # At once: no stage may use jax before this, and any stage may be the first to do so.
