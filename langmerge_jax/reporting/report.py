@@ -92,6 +92,8 @@ def _lead(found: Results) -> list[str]:
             f"Trained on all rows together, combined has {_number(combined['value'])}{lies}. "
             f"{verdict}"
         )
+    if unknowable := _cannot_judge(found):
+        lines.append(unknowable)
     for row in (found.costs or {}).get("rows", []):
         if row["what"].startswith("update "):
             lines.append(
@@ -101,6 +103,26 @@ def _lead(found: Results) -> list[str]:
                 f"saved (by token counts {tables.percent(row['predicted_saving'])})."
             )
     return lines
+
+
+def _cannot_judge(found: Results) -> str:
+    """Where even `combined` has not learned more than a baseline knows; "" if nowhere.
+
+    A merge that keeps all of such a model, or loses it, says nothing about merging.
+    """
+    places = []
+    for language in ("all", *found.languages):
+        if better := found.unbeaten(language):
+            where = "all languages together" if language == "all" else language
+            rivals = ", ".join(f"{name} {_number(value)}" for name, value in better.items())
+            combined = _number(found.score("combined", language)["value"])
+            places.append(f"{where} ({combined}; {rivals})")
+    if not places:
+        return ""
+    return (
+        "Cannot judge: combined does not score above every baseline, which knows no language, on "
+        f"{', '.join(places)}; what a merge keeps of it there shows little about merging."
+    )
 
 
 def _update_title(found: Results, name: str) -> str:

@@ -67,6 +67,19 @@ class Results:
         """Returns whether the name of a variant begins so."""
         return any(variant.startswith(start) for variant, *_ in self._scores)
 
+    def unbeaten(self, language: str = "all") -> dict[str, float]:
+        """Returns {baseline: its score} of those that `combined` does not score above."""
+        path, combined = self.home / "baselines.json", self.score("combined", language)
+        if combined is None or not path.exists():
+            return {}
+        found = {
+            row["variant"]: row["value"]
+            for row in read_json(path)["scores"]
+            if (row["language"], row["metric"]) == (language, self.metric)
+        }
+        value = -math.inf if combined["value"] is None else combined["value"]
+        return {name: x for name, x in found.items() if x is not None and value <= x}
+
     def comparison(self, variant: str, language: str = "all") -> dict[str, Any] | None:
         """Returns how a variant compares with `combined`."""
         path = self.home / "comparisons.json"

@@ -140,6 +140,39 @@ def test_a_run_without_updates_and_combined_is_reported_too(workdir, tmp_path):
     assert "What it saves" not in page.text
 
 
+def with_baselines(workdir, home, values):
+    """A copy of a workdir in which the n-gram baseline lies by `values` from `combined`."""
+    shutil.copytree(workdir, home)
+    scores = json.loads((home / "scores.json").read_text())
+    rows = [
+        row | {"variant": name, "value": row["value"] + beyond}
+        for row in scores
+        if (row["variant"], row["metric"]) == ("combined", "macro_f1")
+        for name, beyond in (("majority", -0.1), ("char n-gram", values.get(row["language"], -0.1)))
+    ]
+    (home / "baselines.json").write_text(json.dumps({"inputs": "", "scores": rows}))
+    write_report(home)
+    return (home / "report.md").read_text(encoding="utf-8")
+
+
+def test_where_combined_beats_no_baseline_the_lead_says_cannot_judge(workdir, tmp_path):
+    said = with_baselines(workdir, tmp_path / "one", {"all": 0.1, "ja": 0})
+    scores = json.loads((workdir / "scores.json").read_text())
+    values = {
+        r["language"]: r["value"]
+        for r in scores
+        if (r["variant"], r["metric"]) == ("combined", "macro_f1")
+    }
+    lead = said.partition("## ")[0]
+    assert (
+        "Cannot judge: combined does not score above every baseline, which knows no language, on "
+        f"all languages together ({values['all']:.3f}; char n-gram {values['all'] + 0.1:.3f}), "
+        f"ja ({values['ja']:.3f}; char n-gram {values['ja']:.3f}); "
+    ) in lead
+    assert lead.count("Cannot judge") == 1
+    assert "Cannot judge" not in with_baselines(workdir, tmp_path / "none", {})
+
+
 def test_the_door_says_where_the_report_is_and_what_it_lacks(workdir, tmp_path):
     def door(*flags):
         command = [sys.executable, "-m", "langmerge_jax.report", *flags]
