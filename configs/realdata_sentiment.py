@@ -1,13 +1,14 @@
-"""Real rows: everything the demo does, but on texts and labels that people have written.
+r"""Real rows: what the demo does, on texts and labels that people have written.
 
-  python -m langmerge_jax.experiment --config=configs/realdata_sentiment.py \\
+  python -m langmerge_jax.experiment --config=configs/realdata_sentiment.py \
       --config.data.path='DIR/{language}/*.csv' --workdir=runs/realdata
 
 DIR is `data/` of tyqiangz/multilingual-sentiment-datasets on GitHub: english, german and french
 hold tweets, japanese and chinese product reviews, in CSV files with the columns text and label.
-All files of a language are shared out anew, into rows for the base, for training, validation and
-test. A Llama of under a million parameters reads the texts of the first two, is tuned to answer on
-the first, and then the paper's procedure runs on the rest.
+All rows of a language are shared out anew. A Llama of 0.9 million parameters reads the texts of
+training and instruct rows, is tuned on the instruct rows, and the paper's procedure runs on the
+rest. About sixteen minutes on two cores, a combined macro F1 of about 0.52, which is less than the
+0.61 of character n-grams: it cannot judge merging, and says so (docs/realdata.md).
 """
 
 from langmerge_jax.config import default
@@ -23,6 +24,7 @@ def get_config():
     config.task.template = "{text}\nSentiment?"
     config.task.max_length = 96
 
+    # Where the rows lie is for the command to say.
     config.data.path = ""
     config.data.fields = {"text": "text", "target": "label"}
     config.data.language_field = ""
@@ -36,9 +38,9 @@ def get_config():
     config.data.shares = {"train": 0.45, "validation": 0.1, "test": 0.2, "instruct": 0.25}
     config.data.rows.update({"train": 0, "validation": 0, "test": 0})
 
-    config.lora.rank = 8
-    config.lora.alpha = 16.0
-    config.train.epochs = 4
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
+    config.train.epochs = 3
     config.train.batch_size = 16
     config.train.learning_rate = 1e-3
     config.train.buckets = (32, 64, 96)
@@ -57,12 +59,13 @@ def get_config():
         "layers": 3,
         "heads": 4,
         "kv_heads": 1,
-        "batch_size": 48,
-        "learning_rate": 3e-3,
-        "pretrain_epochs": 6,
+        # Few texts: small batches take more steps over them.
+        "batch_size": 12,
+        "learning_rate": 2e-3,
+        "pretrain_epochs": 5,
         "instruct_epochs": 3,
-        "instruct_batch_size": 32,
-        "instruct_learning_rate": 1.5e-3,
+        "instruct_batch_size": 16,
+        "instruct_learning_rate": 1e-3,
         "buckets": (32, 64, 96),
         "checkpoint_steps": 200,
         "seed": 0,

@@ -51,25 +51,34 @@ def blocks(demo: pathlib.Path) -> dict[str, str]:
         f"merge, its recipe and lambda chosen on {rows['validation']} validation rows a language, "
         f"lies {above:.1f} points above the base and {below:.1f} below `combined`, which was "
         "trained on all rows together. Over three seeds: [docs/demo.md](docs/demo.md).",
-        "scores": _code(tables.scores_table(demo, "macro_f1").text()),
-        "costs": _code(f"{tables.costs_table(demo).text()}\n{tables.schedule_table(demo).text()}"),
-        "changes": _code("\n".join(table.text() for table in changes)),
+        "scores": as_code(tables.scores_table(demo, "macro_f1").text()),
+        "costs": as_code(
+            f"{tables.costs_table(demo).text()}\n{tables.schedule_table(demo).text()}"
+        ),
+        "changes": as_code("\n".join(table.text() for table in changes)),
     }
 
 
-def fill(text: str, parts: dict[str, str]) -> str:
-    """Returns a text with what stands between `<!-- demo: NAME -->` and `<!-- end -->` replaced."""
+def fill(text: str, parts: dict[str, str], page: str = "README.md") -> str:
+    """Returns a text with what stands between `<!-- demo: NAME -->` and `<!-- end -->` replaced.
+
+    Args:
+      text: of the page.
+      parts: {NAME: what is to stand there}.
+      page: what the page is called.
+    """
     for name, part in parts.items():
         pattern = rf"(<!-- demo: {name} -->\n).*?(<!-- end -->)"
         text, count = re.subn(
             pattern, lambda m, p=part: f"{m[1]}{p}\n{m[2]}", text, flags=re.DOTALL
         )
         if count != 1:
-            sys.exit(f"README.md has {count} places for {name!r}; there is to be one")
+            sys.exit(f"{page} has {count} places for {name!r}; there is to be one")
     return text
 
 
-def _code(text: str) -> str:
+def as_code(text: str) -> str:
+    """Returns a text as a block of code."""
     return f"```\n{text.rstrip()}\n```"
 
 

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from docs import from_demo
+from docs import from_demo, from_realdata
+from langmerge_jax.reporting.results import Results
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -132,6 +133,21 @@ def test_the_readme_shows_the_committed_demo():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert from_demo.fill(text, from_demo.blocks(DOCS / "demo")) == text
     assert "](docs/report.png)" in text
+
+
+def test_the_page_on_real_rows_shows_the_committed_run():
+    text = from_realdata.PAGE.read_text(encoding="utf-8")
+    assert from_demo.fill(text, from_realdata.blocks(from_realdata.REALDATA)) == text
+    found = Results(from_realdata.REALDATA)
+    row, below_base = found.comparison("tuned"), found.score("base")["value"]
+    low, high = (f"{-100 * row[key]:.1f}" for key in ("high", "low"))
+    below_base -= found.score("tuned")["value"]
+    assert (
+        f"`{found.recipe}`, lies {-100 * row['difference']:.1f} points below `combined` (95 % "
+        f"interval {low} to {high}), and {100 * below_base:.1f} points below the base"
+    ) in " ".join(text.split())
+    # The page says so of every language and of all.
+    assert all(found.unbeaten(x) for x in ("all", *found.languages))
 
 
 def test_the_committed_demo_is_seed_0_of_the_demo_page(seeds):

@@ -54,6 +54,26 @@ def write_report(workdir: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def cannot_judge(found: Results) -> str:
+    """Returns a sentence on where `combined` scores no better than a baseline; "" if nowhere.
+
+    Whether a merge keeps all of such a model or loses it says little about merging.
+    """
+    places = []
+    for language in ("all", *found.languages):
+        if better := found.unbeaten(language):
+            where = "all languages together" if language == "all" else language
+            rivals = ", ".join(f"{name} {_number(value)}" for name, value in better.items())
+            combined = _number(found.score("combined", language)["value"])
+            places.append(f"{where} ({combined}; {rivals})")
+    if not places:
+        return ""
+    return (
+        "Cannot judge: combined scores no better than what needs no language model on "
+        f"{', '.join(places)}; how much of it a merge keeps there shows little about merging."
+    )
+
+
 def _points(row: Mapping[str, Any]) -> str:
     """A difference in words, with its interval."""
     points, low, high = (100 * row[key] for key in ("difference", "low", "high"))
@@ -92,7 +112,7 @@ def _lead(found: Results) -> list[str]:
             f"Trained on all rows together, combined has {_number(combined['value'])}{lies}. "
             f"{verdict}"
         )
-    if unknowable := _cannot_judge(found):
+    if unknowable := cannot_judge(found):
         lines.append(unknowable)
     for row in (found.costs or {}).get("rows", []):
         if row["what"].startswith("update "):
@@ -103,26 +123,6 @@ def _lead(found: Results) -> list[str]:
                 f"saved (by token counts {tables.percent(row['predicted_saving'])})."
             )
     return lines
-
-
-def _cannot_judge(found: Results) -> str:
-    """Where even `combined` has not learned more than a baseline knows; "" if nowhere.
-
-    A merge that keeps all of such a model, or loses it, says nothing about merging.
-    """
-    places = []
-    for language in ("all", *found.languages):
-        if better := found.unbeaten(language):
-            where = "all languages together" if language == "all" else language
-            rivals = ", ".join(f"{name} {_number(value)}" for name, value in better.items())
-            combined = _number(found.score("combined", language)["value"])
-            places.append(f"{where} ({combined}; {rivals})")
-    if not places:
-        return ""
-    return (
-        "Cannot judge: combined does not score above every baseline, which knows no language, on "
-        f"{', '.join(places)}; what a merge keeps of it there shows little about merging."
-    )
 
 
 def _update_title(found: Results, name: str) -> str:

@@ -165,7 +165,7 @@ def test_where_combined_beats_no_baseline_the_lead_says_cannot_judge(workdir, tm
     }
     lead = said.partition("## ")[0]
     assert (
-        "Cannot judge: combined does not score above every baseline, which knows no language, on "
+        "Cannot judge: combined scores no better than what needs no language model on "
         f"all languages together ({values['all']:.3f}; char n-gram {values['all'] + 0.1:.3f}), "
         f"ja ({values['ja']:.3f}; char n-gram {values['ja']:.3f}); "
     ) in lead
