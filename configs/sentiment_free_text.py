@@ -8,8 +8,8 @@ Both train on the same rows and let the model write; in the second the three lab
 words in every language, in the first each language has sentences of its own, as summaries have. If
 the label space is the reason, the merges lose less to `combined` in the first: compare `difference`
 in comparisons.json of runs/sentiment_free_text with that of runs/sentiment_experiment, recipe by
-recipe and language by language. The first without --config.evaluate.mode, in the same workdir, says
-what choosing among labels is worth beside writing them.
+recipe and language by language. The second without --config.evaluate.mode answers its rows again,
+by choosing among the labels as the tables do; what writing them costs is the difference.
 
 Cost: 2,500 steps of 5 x 8 rows and 12,500 of 8; device hours were not measured. Score: the paper
 has no such experiment. The loss that it explains is about 15 points in English by a third party's
