@@ -1,7 +1,7 @@
 r"""Real rows: what the demo does, on texts and labels that people have written.
 
   python -m langmerge_jax.experiment --config=configs/realdata_sentiment.py \
-      --config.data.path='DIR/{language}/*.csv' --workdir=runs/realdata
+      --config.data.path='DIR/{language}/*.csv'
 
 DIR is `data/` of tyqiangz/multilingual-sentiment-datasets on GitHub: english, german and french
 hold tweets, japanese and chinese product reviews, in CSV files with the columns text and label.

@@ -1,6 +1,6 @@
 """Takes a finished run on real rows into the documentation: its numbers and docs/realdata.md.
 
-  .venv-test/bin/python -m docs.from_realdata runs/realdata MINUTES CPU_MINUTES
+  .venv-test/bin/python -m docs.from_realdata runs/realdata_sentiment MINUTES CPU_MINUTES
 
 after the command of configs/realdata_sentiment.py, with the time it took by the clock and of the
 CPU. Copies scores to docs/realdata/, no rows, and writes the tables of docs/realdata.md from them.

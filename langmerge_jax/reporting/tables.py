@@ -74,7 +74,7 @@ def scores_table(home: pathlib.Path, metric: str) -> Table:
     # Not a variant, shown below and never marked best.
     beside = _pivot(beside, "variant", metric, {}, best=False)
     return Table(
-        f"{TITLES[metric]}, {_sizes(scores)}; all: mean over languages",
+        f"{TITLES[metric]}, {_sizes(scores, metric)}; all: mean over languages",
         "variant",
         _languages(scores),
         {names.get(name, name): cells for name, cells in (rows | beside).items()},
@@ -86,7 +86,7 @@ def matrix_table(home: pathlib.Path) -> Table:
     """Returns what each language's adapter scores on each language."""
     matrix, metric = read_json(home / "matrix.json"), metrics(home)[0]
     return Table(
-        f"{TITLES[metric]} of each language's adapter on each language, {_sizes(matrix)}",
+        f"{TITLES[metric]} of each language's adapter on each language, {_sizes(matrix, metric)}",
         "adapter",
         _languages(matrix),
         _pivot(matrix, "adapter", metric, {}),
@@ -264,8 +264,9 @@ def _languages(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["language"] for row in rows))
 
 
-def _sizes(rows: Sequence[Mapping[str, Any]]) -> str:
-    sizes = {row["n"] for row in rows if row["language"] != "all"}
+def _sizes(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """How many rows a metric is a score of, in each language."""
+    sizes = {r["n"] for r in rows if r["language"] != "all" and r["metric"] == metric}
     return f"n = {' to '.join(map(str, sorted({min(sizes), max(sizes)})))} a language"
 
 
