@@ -63,7 +63,7 @@ def main(_) -> None:
         # The larger one is no slower for fewer prompts, only sooner done.
         given = prompts(base, _PROMPTS.value if size == "demo" else _PROMPTS.value // 4)
         for name, make in (("choice", choice), ("generation", generation)):
-            found[f"answer_{name}_{size}"] = compare(base, given, make(base))
+            found[f"answer_{name}_{size}"] = compare(base, given, make(base), size == "demo")
     shutil.rmtree(scratch / "llama-30m")
     found |= dict(bertscore.sections(scratch, _PAIRS.value, _REPEATS.value))
     machine = describe_machine("torch", "transformers", "bert-score")
@@ -108,8 +108,10 @@ def generation(base: Base) -> tuple[Answer, Callable[[], int]]:
     return generator, lambda: sum(x.compiled for x in generator._decoders.values())
 
 
-def compare(base: Base, given: list[list[int]], how: tuple[Answer, Callable[[], int]]) -> Section:
-    """Rows a second of eight variants together, of one, and of eight of two ranks."""
+def compare(
+    base: Base, given: list[list[int]], how: tuple[Answer, Callable[[], int]], mixed: bool
+) -> Section:
+    """Rows a second of eight variants together, of one, and if asked for of eight of two ranks."""
     answer, compiled = how
     section = Section(
         variants=VARIANTS,
@@ -121,16 +123,13 @@ def compare(base: Base, given: list[list[int]], how: tuple[Answer, Callable[[], 
         repeats=_REPEATS.value,
     )
     eight = adapters(base, [RANK] * VARIANTS)
-    apart = adapters(base, [RANK] * (VARIANTS // 2) + [2 * RANK] * (VARIANTS // 2))
-    sets = {
-        "one": [of_adapters(base, eight[:1])],
-        "eight together": [of_adapters(base, eight)],
-        "eight of two ranks, by rank": [
-            of_adapters(base, apart[: VARIANTS // 2]),
-            of_adapters(base, apart[VARIANTS // 2 :]),
-        ],
-        "eight of two ranks, padded": [of_adapters(base, apart)],
-    }
+    sets = {"one": [of_adapters(base, eight[:1])], "eight together": [of_adapters(base, eight)]}
+    if mixed:
+        half = VARIANTS // 2
+        apart = adapters(base, [RANK] * half + [2 * RANK] * half)
+        by_rank = [of_adapters(base, apart[:half]), of_adapters(base, apart[half:])]
+        sets["eight of two ranks, by rank"] = by_rank
+        sets["eight of two ranks, padded"] = [of_adapters(base, apart)]
 
     def run(weights: Sequence[Weights]) -> Callable[[], None]:
         def answer_all() -> None:
@@ -157,8 +156,9 @@ def compare(base: Base, given: list[list[int]], how: tuple[Answer, Callable[[], 
     section.note(
         "eight together, of the speed of one", speed["eight together"] / speed["one"], least=0.95
     )
-    ranks = speed["eight of two ranks, by rank"] / speed["eight of two ranks, padded"]
-    section.note("two ranks, by rank against padded", ranks, "x")
+    if mixed:
+        ranks = speed["eight of two ranks, by rank"] / speed["eight of two ranks, padded"]
+        section.note("two ranks, by rank against padded", ranks, "x")
     return section
 
 
