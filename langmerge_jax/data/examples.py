@@ -1,6 +1,7 @@
 """One row of any task, whatever it was read from."""
 
 import dataclasses
+import functools
 import unicodedata
 
 
@@ -26,7 +27,7 @@ class Example:
     group: str = ""
     task: str = ""
 
-    @property
+    @functools.cached_property
     def asked(self) -> str:
         """What is asked, in a form in which rows are the same that differ in spacing or case."""
         text = unicodedata.normalize("NFKC", "\n".join([self.text, *self.choices]))

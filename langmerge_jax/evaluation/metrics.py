@@ -26,7 +26,7 @@ TITLES = {
 LOWER_IS_BETTER = frozenset({"hallucination_rate", "malformed"})
 
 
-class Measures(Protocol):
+class Metrics(Protocol):
     """Metrics that are computed from the rows of a predictions file."""
 
     @property
@@ -51,7 +51,7 @@ class Measures(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class OfLabels:
+class ClassificationMetrics:
     """Macro F1, precision and recall over labels, each in 0..1.
 
     A label that is never predicted counts with precision 0, one that never occurs with recall 0.
@@ -100,7 +100,7 @@ class OfLabels:
 
 
 @dataclasses.dataclass(frozen=True)
-class OfScores:
+class RowMetrics:
     """Means of what single rows score, and shares of sums over them.
 
     Attributes:

@@ -106,11 +106,7 @@ def tune(run: Run, answerer: Answerer) -> Recipe:
 def _value(run: Run, language: str, answers: Answers, metric: str) -> float:
     examples = run.examples(language, "validation")
     outputs = [answers[i]["output"] for i in range(len(examples))]
-    rows = [
-        {"parsed": one.parsed, "reference": example.target, "scores": one.scores}
-        for example, one in zip(examples, run.task.judge(examples, outputs), strict=True)
-    ]
-    return run.task.measures.values(rows)[metric]
+    return run.task.measures.values(run.task.rows(examples, outputs))[metric]
 
 
 def route(run: Run) -> None:

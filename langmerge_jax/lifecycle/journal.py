@@ -1,6 +1,7 @@
 """Answers as they come, so that a killed evaluation goes on where it stood."""
 
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Collection, Mapping, Sequence
@@ -61,8 +62,9 @@ class Journal:
 
 def _end_line(file) -> None:
     """Takes off the part of a line that a killed process left."""
-    file.seek(0)
-    text = file.read()
-    end = text.rfind(b"\n") + 1
-    if end < len(text):
-        file.truncate(end)
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)

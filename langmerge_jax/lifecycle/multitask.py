@@ -121,12 +121,9 @@ def _variants(whole: Run, runs: Sequence[TaskRun]) -> dict[str, Variant]:
     found = {COMBINED_TASKS: adapter_variant(whole, COMBINED)}
     apart = {f"{run.name}-{x}": there(run, x) for run in runs for x in run.languages}
     by_language = whole.config.merge.weights.to_dict()
-    weights = {
-        f"{run.name}-{x}": by_language.get(x, 1.0)
-        for run in runs
-        for x in run.languages
-        if by_language
-    }
+    weights = {}
+    if by_language:
+        weights = {f"{r.name}-{x}": by_language.get(x, 1.0) for r in runs for x in r.languages}
     for recipe in map(parse, whole.config.merge.recipes):
         name = f"{ALL_AT_ONCE}/{recipe.name}"
         found[name] = merge_variant(whole, MergeSpec(name, recipe, apart, weights))

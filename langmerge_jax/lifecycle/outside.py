@@ -1,7 +1,5 @@
 """Outputs that were made elsewhere, scored like those of a run."""
 
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +16,7 @@ from langmerge_jax.lifecycle.prediction import (
 )
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.scores import ANSWERED
-from langmerge_jax.lifecycle.stages import INPUTS, is_current
+from langmerge_jax.lifecycle.stages import INPUTS, digest, is_current
 from langmerge_jax.lifecycle.variants import BASE, INDIVIDUAL, ROUTED, TUNED
 from langmerge_jax.merging import parse
 
@@ -47,8 +45,7 @@ def score_outside(run: Run, path: str) -> dict[str, dict[str, str]]:
     if taken or (directory.exists() and not _is_outside(directory)):
         raise InputError(f"--predictions={path}: {name!r} is a variant of the run; rename the file")
     answers = {language: _read(run, path, language) for language in run.languages}
-    text = json.dumps(answers, sort_keys=True, ensure_ascii=False)
-    inputs = common_inputs(run, "test") | {"outside": hashlib.sha256(text.encode()).hexdigest()}
+    inputs = common_inputs(run, "test") | {"outside": digest(answers)}
     if not is_current(directory, inputs):
         write_predictions(run, directory, inputs, answers)
     return _there(run) | {name: dict.fromkeys(run.languages, name)}

@@ -262,17 +262,12 @@ def write_predictions(
         for language, of in answers.items():
             examples = run.examples(language, "test")
             outputs = [of[i]["output"] for i in range(len(examples))]
-            judged = run.task.judge(examples, outputs)
             rows = []
-            for i, (example, one) in enumerate(zip(examples, judged, strict=True)):
-                row = {"id": example.id}
+            for i, found in enumerate(run.task.rows(examples, outputs)):
+                row = {"id": examples[i].id}
                 if prompts:
                     row["prompt"] = prompt_digest(prompts[language][i])
-                rows.append(
-                    row
-                    | dict(of[i])
-                    | {"parsed": one.parsed, "reference": example.target, "scores": one.scores}
-                )
+                rows.append(row | dict(of[i]) | found)
             write_jsonl(work / f"{language}.jsonl", rows)
 
 

@@ -235,6 +235,7 @@ def score_baselines(run: Run) -> None:
     for language in track(run.languages, "fit baselines", len(run.languages), "language"):
         train, test = run.examples(language, "train"), run.examples(language, "test")
         labels = [e.target for e in train]
+        words = dict(zip(run.task.labels, run.task.words(language), strict=True))
         outputs = {
             "majority": [max(run.task.labels, key=labels.count)] * len(test),
             "char n-gram": ngram_predictions(
@@ -244,14 +245,7 @@ def score_baselines(run: Run) -> None:
             ),
         }
         for name, found in outputs.items():
-            rows = [
-                {
-                    "parsed": label,
-                    "reference": e.target,
-                    "scores": {"right": float(label == e.target)},
-                }
-                for e, label in zip(test, found, strict=True)
-            ]
+            rows = run.task.rows(test, [words[label] for label in found])
             scored[name][language] = scorer.score(rows, language)
     rows = [r for name, one in scored.items() for r in _rows("variant", name, with_mean(one))]
     write_json(path, {"inputs": inputs, "scores": rows})

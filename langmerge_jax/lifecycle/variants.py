@@ -49,7 +49,7 @@ def merge_variant(
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class TableRow:
     """A row of the score table.
 
     Attributes:
@@ -63,7 +63,7 @@ class Rows:
 
 def table_rows(
     run: Run, tuned: Callable[[], Recipe], extra: Mapping[str, Variant]
-) -> dict[str, Rows]:
+) -> dict[str, TableRow]:
     """Returns the rows of a run's score table.
 
     Args:
@@ -72,19 +72,19 @@ def table_rows(
     """
     languages = run.languages
 
-    def same(name: str, make: Callable[[], Variant]) -> Rows:
-        return Rows(dict.fromkeys(languages, name), {name: make})
+    def same(name: str, make: Callable[[], Variant]) -> TableRow:
+        return TableRow(dict.fromkeys(languages, name), {name: make})
 
     found = {BASE: same(BASE, lambda: Variant({}, lambda: None))}
     if run.adapter_directory(COMBINED).exists():
         found[COMBINED] = same(COMBINED, lambda: adapter_variant(run, COMBINED))
-    found[INDIVIDUAL] = Rows(
+    found[INDIVIDUAL] = TableRow(
         {x: individual(x) for x in languages},
         {individual(x): lambda x=x: adapter_variant(run, x) for x in languages},
     )
     if len(languages) > 1:  # Chosen among what the adapters answered.
         parts = dict.fromkeys(languages, ROUTED)
-        found[ROUTED] = Rows(parts, found[INDIVIDUAL].variants)
+        found[ROUTED] = TableRow(parts, found[INDIVIDUAL].variants)
     for recipe in map(parse, run.config.merge.recipes):
         found[recipe.name] = same(
             recipe.name, lambda r=recipe: merge_variant(run, of_languages(run, r))
@@ -99,7 +99,7 @@ def individual(language: str) -> str:
     return f"{INDIVIDUAL}-{language}"
 
 
-def _clustered(run: Run) -> dict[str, Rows]:
+def _clustered(run: Run) -> dict[str, TableRow]:
     """Each recipe with every language answered by the merge of its own cluster."""
     clusters = clusters_of(run)
     found = {}
@@ -111,11 +111,13 @@ def _clustered(run: Run) -> dict[str, Rows]:
             variants[name] = lambda r=recipe, x=languages, n=name: merge_variant(
                 run, of_languages(run, r, x, name=n), x
             )
-        found[f"{CLUSTERED}/{recipe.name}"] = Rows({x: parts[x] for x in run.languages}, variants)
+        found[f"{CLUSTERED}/{recipe.name}"] = TableRow(
+            {x: parts[x] for x in run.languages}, variants
+        )
     return found
 
 
-def chosen(found: Mapping[str, Rows], names: Sequence[str]) -> dict[str, Rows]:
+def chosen(found: Mapping[str, TableRow], names: Sequence[str]) -> dict[str, TableRow]:
     """Returns the rows of these names, in the table's order; all without names.
 
     Raises:

@@ -10,7 +10,7 @@ from langmerge_jax.data.encoding import as_answer
 from langmerge_jax.data.examples import Example
 from langmerge_jax.data.fields import Row
 from langmerge_jax.errors import InputError
-from langmerge_jax.evaluation.metrics import Measures, OfLabels, OfScores
+from langmerge_jax.evaluation.metrics import ClassificationMetrics, Metrics, RowMetrics
 from langmerge_jax.evaluation.rouge import UNSPACED
 from langmerge_jax.tasks.task import CHOICE, GENERATION, Judged, Task
 
@@ -98,8 +98,8 @@ class Sentiment(LabelTask):
     """
 
     @functools.cached_property
-    def measures(self) -> Measures:
-        return OfLabels(self.labels)
+    def measures(self) -> Metrics:
+        return ClassificationMetrics(self.labels)
 
     def read(self, row: Row, language: str) -> list[Example]:
         text, value = row.text("text"), row.get("target")
@@ -118,8 +118,8 @@ class Reasoning(LabelTask):
     """
 
     @functools.cached_property
-    def measures(self) -> Measures:
-        return OfScores({"accuracy": ("right", "")})
+    def measures(self) -> Metrics:
+        return RowMetrics({"accuracy": ("right", "")})
 
     def message(self, example: Example) -> str:
         lines = (f"{label}. {x}" for label, x in zip(self.labels, example.choices, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 from langmerge_jax.data.examples import Example
 from langmerge_jax.data.fields import Row
 from langmerge_jax.evaluation.bertscore import BertScorer, find_encoder, signature
-from langmerge_jax.evaluation.metrics import Measures, OfScores
+from langmerge_jax.evaluation.metrics import Metrics, RowMetrics
 from langmerge_jax.evaluation.rouge import ROUGE, UnicodeTokenizer, rouge
 from langmerge_jax.tasks.task import Judged, Task
 
@@ -31,11 +31,11 @@ class Summarization(Task):
     encoder_batch: int
 
     @functools.cached_property
-    def measures(self) -> Measures:
+    def measures(self) -> Metrics:
         names = ["rougeL", "rouge1", "rouge2"]
         names += ["bertscore_f1"] if self.encoder else []
         names += [f"{name}_ascii" for name in ("rougeL", "rouge1", "rouge2")]
-        return OfScores({name: (name, "") for name in names})
+        return RowMetrics({name: (name, "") for name in names})
 
     @property
     def scoring(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from langmerge_jax.data.encoding import Encoded, as_answer, as_prompt
 from langmerge_jax.data.examples import Example
 from langmerge_jax.data.fields import Row
 from langmerge_jax.errors import InputError
-from langmerge_jax.evaluation.metrics import Measures
+from langmerge_jax.evaluation.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Task(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def measures(self) -> Measures:
+    def measures(self) -> Metrics:
         """The metrics; the first of them decides."""
 
     @property
@@ -88,6 +88,13 @@ class Task(abc.ABC):
     @abc.abstractmethod
     def judge(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[Judged]:
         """Scores one output of each example."""
+
+    def rows(self, examples: Sequence[Example], outputs: Sequence[str]) -> list[dict[str, Any]]:
+        """Returns what a predictions file says of outputs: {parsed, reference, scores} of each."""
+        return [
+            {"parsed": one.parsed, "reference": example.target, "scores": one.scores}
+            for example, one in zip(examples, self.judge(examples, outputs), strict=True)
+        ]
 
     def answer(self, example: Example) -> str:
         """Returns the words of the right answer."""

@@ -10,7 +10,7 @@ from langmerge_jax.data.examples import Example
 from langmerge_jax.data.fields import Row
 from langmerge_jax.errors import InputError
 from langmerge_jax.evaluation import themes
-from langmerge_jax.evaluation.metrics import Measures, OfScores
+from langmerge_jax.evaluation.metrics import Metrics, RowMetrics
 from langmerge_jax.tasks.task import Judged, Task
 
 
@@ -33,8 +33,8 @@ class Themes(Task):
             raise InputError(f"evaluate.fuzzy={self.fuzzy}: give a share in (0, 1], 1 for exact")
 
     @functools.cached_property
-    def measures(self) -> Measures:
-        return OfScores(
+    def measures(self) -> Metrics:
+        return RowMetrics(
             {"hallucination_rate": ("invented", "examples"), "malformed": ("malformed", "")}
         )
 

@@ -10,7 +10,7 @@ from langmerge_jax.evaluation.intervals import (
     holm,
     interval,
 )
-from langmerge_jax.evaluation.metrics import OfLabels, OfScores
+from langmerge_jax.evaluation.metrics import ClassificationMetrics, RowMetrics
 
 LABELS = ("negative", "neutral", "positive")
 
@@ -21,7 +21,7 @@ def predictor(rng, truth, accuracy):
     return np.where(rng.random(len(truth)) < accuracy, truth, wrong)
 
 
-OF_LABELS = OfLabels(LABELS)
+OF_LABELS = ClassificationMetrics(LABELS)
 
 
 def rows(truth, chosen):
@@ -52,7 +52,7 @@ def test_replicates_of_shares_are_those_of_the_rows_drawn():
         {"scores": {"part": float(p), "whole": float(p + q)}}
         for p, q in rng.integers(3, size=(9, 2))
     ]
-    measures = OfScores({"share": ("part", "whole"), "mean": ("part", "")})
+    measures = RowMetrics({"share": ("part", "whole"), "mean": ("part", "")})
     counts = draws(9, seed=[1], samples=20)
     found = measures.replicates(kept, counts)
     for i, row in enumerate(counts.astype(int)):

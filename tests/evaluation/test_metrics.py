@@ -2,7 +2,7 @@
 
 import pytest
 
-from langmerge_jax.evaluation.metrics import OfLabels
+from langmerge_jax.evaluation.metrics import ClassificationMetrics
 from langmerge_jax.evaluation.ngram import ngram_predictions
 
 LABELS = ("positive", "neutral", "negative")
@@ -12,7 +12,7 @@ def test_scores_of_a_confusion_worked_by_hand():
     truth = ["positive"] * 4 + ["negative"] * 2
     found = ["positive", "positive", "positive", "negative", "negative", "neutral"]
     rows = [{"reference": t, "parsed": p} for t, p in zip(truth, found, strict=True)]
-    scores = OfLabels(LABELS).values(rows)
+    scores = ClassificationMetrics(LABELS).values(rows)
     # Precision 3/3, 0/1, 1/2; recall 3/4, none, 1/2; F1 6/7, 0, 1/2.
     assert scores["precision"] == pytest.approx((1 + 0 + 1 / 2) / 3)
     assert scores["recall"] == pytest.approx((3 / 4 + 0 + 1 / 2) / 3)
@@ -24,7 +24,7 @@ def test_an_output_that_is_no_label_is_right_for_none():
         {"reference": "positive", "parsed": "positive"},
         {"reference": "positive", "parsed": None},
     ]
-    scores = OfLabels(LABELS).values(rows)
+    scores = ClassificationMetrics(LABELS).values(rows)
     # It lowers recall and not precision.
     assert scores["precision"] == pytest.approx(1 / 3)
     assert scores["recall"] == pytest.approx(0.5 / 3)
