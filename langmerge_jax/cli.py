@@ -104,8 +104,10 @@ def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], *, arguments: bool = False) -> None:
     """Runs a door: parses flags, sets up logging, and says in one line what went wrong.
+
+    With `arguments`, main is given what stands beside the flags, which is refused otherwise.
 
     InputError ends with status 2, OSError and a loss that is not finite with status 1. SIGTERM, by
     which a scheduler ends a job, unwinds the door with status 143, so that no half result is left.
@@ -113,7 +115,7 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, _terminate)
-        if len(argv) > 1:
+        if len(argv) > 1 and not arguments:
             _bad_input(f"unknown argument {argv[1]!r}; settings are given as --config.key=value")
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
@@ -124,7 +126,7 @@ def run(main: Callable[[], None]) -> None:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         try:
-            main()
+            main(*([argv[1:]] if arguments else []))
         except InputError as error:
             _bad_input(str(error))
         except OSError as error:

@@ -1,0 +1,287 @@
+"""Stands for gcloud: keeps calls, plays a Google Cloud, and runs what is sent over ssh for real.
+
+Under $FAKE_CLOUD lie calls.jsonl, state.json, a home for each machine, and faults.json, which says
+what goes wrong:
+
+  workers       machines of a slice, 1 by default
+  create        what creating is refused with
+  waiting       so many looks find it waiting for resources
+  failed        [code, message] with which it fails instead of becoming active
+  ssh_refused   so many connections are refused
+  no_key        whether the agent lacks the key that several machines need
+  preempt_when  a glob below $FAKE_CLOUD; once it finds a file that is not empty, the slice goes
+  dead_when     [number, glob]; likewise, the machine of that number goes silent
+  slices        so many slices, one after the other, have these faults; 1 by default
+
+What it takes and says is that of Google Cloud SDK 528.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+CLOUD = pathlib.Path(os.environ["FAKE_CLOUD"])
+SHARE = CLOUD / "share"
+TOOLS = pathlib.Path(__file__).resolve().parent / "machine"
+COMMON = ("--zone", "--project", "--format", "--quiet")
+TAKES = {
+    "queued-resources create": (
+        *("--node-id", "--accelerator-type", "--runtime-version", "--spot", "--labels"),
+        *("--reserved", "--network"),
+    ),
+    "queued-resources describe": (),
+    "queued-resources delete": ("--force",),
+    "queued-resources list": (),
+    "tpu-vm describe": (),
+    "tpu-vm list": (),
+    "tpu-vm ssh": ("--worker", "--command", "--output-directory", "--ssh-flag"),
+    "tpu-vm scp": ("--worker", "--scp-flag"),
+}
+SWITCHES = ("--spot", "--quiet", "--force", "--reserved")
+
+
+def end(verb, message, status=1):
+    print(f"ERROR: (gcloud.compute.tpus.{verb.replace(' ', '.')}) {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse(words):
+    if words[:2] != ["compute", "tpus"]:
+        end("", f"Invalid choice: {words[:1]}", 2)
+    verb = " ".join(words[2:4])
+    if verb not in TAKES:
+        end(verb, "Invalid choice", 2)
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for flag in (*COMMON, *TAKES[verb]):
+        if flag in SWITCHES:
+            parser.add_argument(flag, action="store_true")
+        elif flag in ("--ssh-flag", "--scp-flag"):
+            parser.add_argument(flag, action="append")
+        else:
+            parser.add_argument(flag)
+    names = {"tpu-vm scp": 2, "queued-resources list": 0, "tpu-vm list": 0}
+    if names.get(verb, 1):
+        parser.add_argument("names", nargs=names.get(verb, 1))
+    arguments, unknown = parser.parse_known_args(words[4:])
+    if unknown:
+        end(verb, f"unrecognized arguments: {' '.join(unknown)}", 2)
+    if not arguments.zone:
+        end(verb, "Error parsing [zone].")
+    return verb, arguments
+
+
+def read(name, default):
+    path = CLOUD / name
+    return json.loads(path.read_text()) if path.exists() else default
+
+
+class Cloud:
+    def __init__(self):
+        self.state = read("state.json", {"slices": {}, "made": 0, "looks": 0, "refused": 0})
+        faults = read("faults.json", {})
+        self.workers = faults.get("workers", 1)
+        self.faults = faults if self.state["made"] <= faults.get("slices", 1) else {}
+
+    def save(self):
+        (CLOUD / "state.json").write_text(json.dumps(self.state, indent=1))
+
+    def home(self, number):
+        return CLOUD / f"worker{number}"
+
+    def happens(self, pattern):
+        return pattern and any(path.stat().st_size for path in CLOUD.glob(pattern))
+
+    def pass_time(self):
+        """What has happened since the last call."""
+        for slice_ in self.state["slices"].values():
+            if slice_["state"] == "ACTIVE" and self.happens(self.faults.get("preempt_when")):
+                slice_["state"] = "SUSPENDED"
+                for number in range(self.workers):
+                    self.switch_off(number)
+            if slice_["state"] in ("CREATING", "WAITING_FOR_RESOURCES"):
+                self.state["looks"] += 1
+                if self.state["looks"] > self.faults.get("waiting", 0):
+                    slice_["state"] = "FAILED" if "failed" in self.faults else "ACTIVE"
+                else:
+                    slice_["state"] = "WAITING_FOR_RESOURCES"
+
+    def switch_off(self, number):
+        """A machine ends: what runs there is told to, killed, and the disk is gone."""
+        pid = self.home(number) / ".langmerge_jax/job/pid"
+        if pid.exists():
+            for with_signal in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    os.killpg(int(pid.read_text()), with_signal)
+                except ProcessLookupError:
+                    break
+        shutil.rmtree(self.home(number), ignore_errors=True)
+
+    def silent(self, number):
+        dead, pattern = self.faults.get("dead_when", (None, None))
+        if dead == number and self.happens(pattern):
+            self.switch_off(number)
+            return True
+        return False
+
+
+def value(name, slice_):
+    node = {
+        "acceleratorType": f"projects/p/locations/z/acceleratorTypes/{slice_['accelerator']}",
+        "labels": slice_["labels"],
+    }
+    state = {"state": slice_["state"]}
+    if slice_["state"] == "FAILED":
+        code, message = cloud.faults["failed"]
+        state["failedData"] = {"error": {"code": code, "message": message}}
+    return {
+        "name": f"projects/p/locations/{slice_['zone']}/queuedResources/{name}",
+        "createTime": slice_["created"],
+        "state": state,
+        "tpu": {"nodeSpec": [{"nodeId": name, "node": node}]},
+    }
+
+
+def node(name, slice_):
+    return {
+        "name": f"projects/p/locations/{slice_['zone']}/nodes/{name}",
+        "acceleratorType": slice_["accelerator"],
+        "createTime": slice_["created"],
+        "labels": slice_["labels"],
+        "networkEndpoints": [{"ipAddress": f"10.0.0.{k}"} for k in range(cloud.workers)],
+        "state": "READY",
+    }
+
+
+def create(verb, arguments):
+    name = arguments.names[0]
+    cloud.state["made"] += 1
+    if "create" in cloud.faults:
+        end(verb, cloud.faults["create"])
+    if name in cloud.state["slices"]:
+        end(verb, "ALREADY_EXISTS: Resource already exists")
+    cloud.state["looks"] = 0
+    cloud.state["slices"][name] = {
+        "state": "CREATING",
+        "zone": arguments.zone,
+        "accelerator": arguments.accelerator_type,
+        "labels": dict([arguments.labels.split("=")]),
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.123456789Z"),
+    }
+    for number in range(cloud.workers):
+        cloud.home(number).mkdir(parents=True)
+
+
+def delete(verb, arguments):
+    slice_ = cloud.state["slices"].pop(arguments.names[0])
+    if slice_["state"] == "ACTIVE" and not arguments.force:
+        end(verb, "FAILED_PRECONDITION: it has nodes")
+    for number in range(cloud.workers):
+        cloud.switch_off(number)
+
+
+def connect(verb):
+    if cloud.faults.get("no_key"):
+        end(
+            verb,
+            'SSH Key is not present in the SSH agent. Please run "ssh-add '
+            '/home/me/.ssh/google_compute_engine" to add it, and try again.',
+        )
+    if cloud.state["refused"] < cloud.faults.get("ssh_refused", 0):
+        cloud.state["refused"] += 1
+        tool = verb.split()[1]
+        print(f"Retrying: {tool.upper()} command error", file=sys.stderr)
+        end(verb, f"[/usr/bin/{tool}] exited with return code [255].", 255)
+
+
+def scp(verb, arguments):
+    connect(verb)
+    source, target = arguments.names
+    assert arguments.worker == "all"
+    assert target.endswith(":")
+    for number in range(cloud.workers):
+        shutil.copy(source, cloud.home(number))
+
+
+def ssh(verb, arguments):
+    connect(verb)
+    assert arguments.worker == "all"
+    folder = pathlib.Path(arguments.output_directory)
+    if not folder.is_dir():
+        end(verb, "Failed to find directory")
+    statuses = []
+    gone = [number for number in range(cloud.workers) if cloud.silent(number)]
+    for number in range(cloud.workers):
+        with (folder / f"{number}.log").open("wb") as said:
+            if number in gone:
+                statuses.append(255)
+                continue
+            environment = {
+                **os.environ,
+                "HOME": str(cloud.home(number)),
+                "PATH": f"{TOOLS}:{os.environ['PATH']}",
+                "WORKER": str(number),
+                "SHARE": str(SHARE),
+            }
+            done = subprocess.run(
+                ["bash", "-c", arguments.command],
+                cwd=cloud.home(number),
+                env=environment,
+                stdout=said,
+                stderr=said,
+                check=False,
+            )
+            statuses.append(done.returncode)
+            if done.returncode and cloud.workers > 1:
+                print(
+                    f"##### Command execution on worker {number} failed with exit status "
+                    f"{done.returncode}. Continuing.",
+                    file=sys.stderr,
+                )
+    cloud.save()
+    sys.exit(next(filter(None, statuses), 0))
+
+
+def main():
+    verb, arguments = parse(sys.argv[1:])
+    with (CLOUD / "calls.jsonl").open("a") as calls:
+        calls.write(json.dumps(sys.argv[1:]) + "\n")
+    cloud.pass_time()
+    name = getattr(arguments, "names", [""])[0]
+    slices = cloud.state["slices"]
+    if verb.endswith(" list"):
+        make = node if verb.startswith("tpu") else value
+        active = [
+            x for x in slices.items() if verb.startswith("queued") or x[1]["state"] == "ACTIVE"
+        ]
+        print(json.dumps([make(*x) for x in active if x[1]["zone"] == arguments.zone]))
+    elif verb == "queued-resources create":
+        create(verb, arguments)
+    elif name.partition(":")[0] not in slices and verb != "tpu-vm scp":
+        cloud.save()
+        end(verb, "NOT_FOUND: Resource was not found.")
+    elif verb == "queued-resources delete":
+        delete(verb, arguments)
+    elif verb == "queued-resources describe":
+        print(json.dumps(value(name, slices[name])))
+    elif not any(x["state"] == "ACTIVE" for x in slices.values()):
+        cloud.save()
+        end(verb, "NOT_FOUND: Resource 'nodes' was not found.")
+    elif verb == "tpu-vm describe":
+        print(json.dumps(node(name, slices[name])))
+    elif verb == "tpu-vm scp":
+        scp(verb, arguments)
+    else:
+        ssh(verb, arguments)
+
+
+cloud = Cloud()
+try:
+    main()
+finally:
+    cloud.save()
