@@ -114,7 +114,7 @@ def _follow(pod: Pod) -> None:
     Raises:
       Gone, Failed: if it has not.
     """
-    offset, answered, failing = 0, time.monotonic(), None
+    offset, since, failing = 0, None, None
     while True:
         reports = pod.poll(offset)
         silent = [number for number, report in enumerate(reports) if report is None]
@@ -124,14 +124,12 @@ def _follow(pod: Pod) -> None:
             offset = reports[0].size
         now = time.monotonic()
         if silent:
-            if now - answered > pod.patience.lost:
-                raise Gone(
-                    f"worker {silent[0]} of {pod.slice.name}: has not answered for "
-                    f"{pod.patience.lost:.0f} s",
-                    machines=True,
-                )
+            # Not since the last answer: this machine may have slept.
+            since = since or now
+            if now - since > pod.patience.lost:
+                _give_up(pod, silent, len(reports))
         else:
-            answered = now
+            since = None
             if all(report.status == 0 for report in reports):
                 return
             if any(report.state in _LOST or report.status for report in reports):
@@ -142,6 +140,17 @@ def _follow(pod: Pod) -> None:
                         pod.stop()
                     _judge(pod, reports)
         time.sleep(pod.patience.poll)
+
+
+def _give_up(pod: Pod, silent: Sequence[int], count: int) -> None:
+    for_so_long = f"answered for {pod.patience.lost:.0f} s"
+    if len(silent) == count:
+        # A slice that may be well is not deleted.
+        raise Failed(
+            f"{pod.where()}: no worker has {for_so_long}, though Google Cloud says that it is "
+            "there; if that is the way to it, run the same command to follow, else delete it"
+        )
+    raise Gone(f"worker {silent[0]} of {pod.slice.name}: has not {for_so_long}", machines=True)
 
 
 def _show_logs(pod: Pod) -> None:

@@ -160,7 +160,14 @@ def run(command: Sequence[str], timeout: float) -> Answer:
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, errors="replace", check=False
+            command,
+            # ssh would read what is typed here.
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
         )
     except FileNotFoundError:
         raise InputError(

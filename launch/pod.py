@@ -206,7 +206,9 @@ class Pod:
                 return answer
             if _FINAL.search(answer.error):
                 break
-        raise Failed(f"{self.where()}: gcloud does not answer ({answer.complaint()})")
+        raise Failed(
+            f"{self.where()}: gcloud does not answer ({answer.complaint()}); what runs goes on"
+        )
 
     def _say(self, command: str, folder: pathlib.Path | None = None) -> Answer:
         folder = folder or self.folder / "said"

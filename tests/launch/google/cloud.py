@@ -11,6 +11,7 @@ what goes wrong:
   no_key        whether the agent lacks the key that several machines need
   preempt_when  a glob below $FAKE_CLOUD; once it finds a file that is not empty, the slice goes
   dead_when     [number, glob]; likewise, the machine of that number goes silent
+  silent_when   a glob; likewise, no machine can be reached any more, and all of them run on
   slices        so many slices, one after the other, have these faults; 1 by default
 
 What it takes and says is that of Google Cloud SDK 528.
@@ -123,6 +124,8 @@ class Cloud:
         shutil.rmtree(self.home(number), ignore_errors=True)
 
     def silent(self, number):
+        if self.happens(self.faults.get("silent_when")):
+            return True
         dead, pattern = self.faults.get("dead_when", (None, None))
         if dead == number and self.happens(pattern):
             self.switch_off(number)

@@ -1,0 +1,121 @@
+"""Every command of docs/launching.md is run: in the cloud's place, dry, or up to its flags."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.doors import ROOT, run_door
+from tests.launch.conftest import QUICK
+from tests.launch.test_dry_run import refused_by_gcloud
+from tests.launch.test_slurm import Cluster
+
+PAGE = (ROOT / "docs/launching.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+
+
+def of(*start: str) -> list[list[str]]:
+    """The commands that begin so."""
+    found = [words for words in map(shlex.split, COMMANDS) if tuple(words[: len(start)]) == start]
+    assert found, start
+    return found
+
+
+def accepts(words: list[str]) -> None:
+    """Checks that a door knows all flags of a command, and that its config is there."""
+    assert words[:2] == ["python", "-m"]
+    package, _, door = words[2].partition(".")
+    assert package == "langmerge_jax"
+    # Flags are read before help is given.
+    result = run_door(door, *words[3:], "--help")
+    assert "error" not in result.stderr, result.stderr
+    assert "flags:" in result.stdout
+
+
+def test_all_commands_are_of_a_kind_that_is_run_below():
+    kinds = {"gcloud", "python", "sbatch", "kubectl", "docker", "test", "eval", "ssh-add"}
+    assert {line.split()[0] for line in COMMANDS} == kinds
+
+
+def test_the_launcher_takes_its_commands(cloud):
+    asked = []
+    for words in of("python", "-m", "launch.tpu_pod"):
+        action, flags = words[3], words[4:]
+        if action == "run":
+            behind = flags.index("--")
+            accepts(flags[behind + 1 :])
+            flags = ["--dry_run", *flags]
+        else:
+            flags = [*flags, *QUICK, f"--folder={cloud.folder}"]
+            if action == "logs":
+                created = (*flags, "--accelerator=v5litepod-16", "--share=10.0.0.2:/vol")
+                run_launcher(cloud, "setup", *created)
+        asked.append(action)
+        run_launcher(cloud, action, *flags)
+    assert set(asked) == {"run", "logs", "status", "delete"}
+    assert cloud.alive() == {}
+
+
+def run_launcher(cloud, action: str, *flags: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "launch.tpu_pod", action, *flags],
+        cwd=ROOT,
+        env=cloud.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="the Google Cloud CLI is not installed")
+def test_gcloud_takes_its_commands(tmp_path):
+    for words in of("gcloud"):
+        if words[1:3] == ["config", "set"]:
+            continue  # It is done by whoever one is.
+        assert "You do not currently have an active account" in refused_by_gcloud(words, tmp_path)
+
+
+def test_the_key_is_made_and_known_to_an_agent(tmp_path):
+    for tool in ("ssh-keygen", "ssh-agent", "ssh-add"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    (script,) = [block for block in BLOCKS if "ssh-add" in block]
+    (tmp_path / ".ssh").mkdir(mode=0o700)
+    # Asked for a passphrase, as nobody is there, it takes an empty one; and the agent ends.
+    script = script.replace("~", str(tmp_path)).replace("-t rsa", "-q -N '' -t rsa")
+    result = subprocess.run(
+        ["bash", "-euc", f"{script}ssh-add -l; kill $SSH_AGENT_PID"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert "(RSA)" in result.stdout
+
+
+def test_slurm_takes_its_commands(tmp_path, monkeypatch):
+    cluster = Cluster(tmp_path)
+    monkeypatch.setenv("SRUN_ONLY_NOTES", "1")
+    (words,) = of("sbatch")
+    result = cluster.sbatch(*words[1:])
+    assert result.returncode == 0, result.stderr
+    (srun,) = cluster.calls("srun")
+    command = srun[srun.index("python") :]
+    assert command == words[words.index("python") :]
+    accepts(command)
+
+
+def test_what_other_commands_name_is_there():
+    (build,), (run,), (apply,) = of("docker", "build"), of("docker", "run"), of("kubectl")
+    for words in (build, apply):
+        assert (ROOT / words[words.index("-f") + 1]).is_file()
+    assert build[build.index("-t") + 1] in run
+    accepts(run[run.index("python") :])
+
+
+def test_what_the_page_says_lies_in_launch():
+    for name in re.findall(r"^\| `(?:python -m )?(launch[/.]\w+(?:\.\w+)?)`", PAGE, re.MULTILINE):
+        path = ROOT / (name if "/" in name else name.replace(".", "/") + ".py")
+        assert path.exists(), name
