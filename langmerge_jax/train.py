@@ -5,7 +5,8 @@
 writes runs/sentiment_en/adapters/en in PEFT format. With --config.combined=True one adapter,
 `combined`, is trained on the rows of all languages together. Adapters that are there already are
 skipped. Beside the adapters, training/<name>/ keeps what the training was like: steps.jsonl, its
-sum ledger.json, and tensorboard/ for `tensorboard --logdir`.
+sum ledger.json, and tensorboard/ for `tensorboard --logdir`. --languages=en trains that one of the
+config's languages alone; other processes may train others in the same workdir.
 
 Several processes, of one machine or many, train together over one shared file system: each runs
 this command, with --distributed.
@@ -32,6 +33,9 @@ _PROFILE_STEPS = flags.DEFINE_string(
     "10:15 are the steps 10 to 14, counted from 0. The first steps of each length are compiled.",
 )
 
+_LANGUAGES = flags.DEFINE_list(
+    "languages", [], "Languages of the config whose adapters are trained; all by default."
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Show prompts, lengths and labels of the training rows, and stop."
 )
@@ -53,7 +57,7 @@ def main() -> None:
         return
     if not leads():  # The first speaks for all; what goes wrong, each says itself.
         logging.getLogger().setLevel(logging.WARNING)
-    train_adapters(run, combined=config.combined)
+    train_adapters(run, combined=config.combined, only=_LANGUAGES.value)
     if leads():
         print(f"adapters: {run.workdir / 'adapters'}")
 
