@@ -16,7 +16,7 @@ import logging
 
 from absl import flags
 
-from langmerge_jax import cli
+from langmerge_jax import cli, watch
 
 cli.define_flags()
 flags.DEFINE_string(
@@ -25,6 +25,13 @@ flags.DEFINE_string(
     "Trains as one of several processes. auto: jax finds the others (Cloud TPU, Slurm, Kubernetes, "
     "Open MPI). Or by hand: <host>:<port>,<number of processes>,<number of this one, from 0>, with "
     "host and port of process 0. Data, base and workdir must be the same files for all.",
+)
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout",
+    100,
+    "With --distributed: a process that gives no sign of life for so many seconds counts as gone, "
+    "and the others end with status 143.",
+    lower_bound=5,
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps",
@@ -42,6 +49,8 @@ _DRY_RUN = flags.DEFINE_bool(
 
 
 def main() -> None:
+    if flags.FLAGS.distributed:
+        watch.watched()
     config, workdir = cli.config_and_workdir()
     profile = cli.span("profile_steps", _PROFILE_STEPS.value)
     # Imported here, so that --help and wrong flags answer at once.
@@ -50,7 +59,7 @@ def main() -> None:
     from langmerge_jax.lifecycle.training import train_adapters
     from langmerge_jax.parallel.processes import join, leads
 
-    join(flags.FLAGS.distributed)
+    join(flags.FLAGS.distributed, _PEER_TIMEOUT.value)
     run = Run(config, workdir, profile=profile, claim=not _DRY_RUN.value)
     if _DRY_RUN.value:
         print(preview(run, "train"))
@@ -63,4 +72,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        too_much="take a higher train.accumulation, a shorter task.max_length, or spread the model "
+        f"over more devices (mesh.fsdp, mesh.tensor); {cli.PLAN}",
+    )
