@@ -42,6 +42,11 @@ def test_a_dry_run_says_what_it_said(name):
     assert dry_run(name) == (GOLDEN / f"{name}.txt").read_text()
 
 
+def test_the_launcher_needs_no_jax():
+    code = "import sys, launch.tpu_pod; sys.exit(bool({'jax', 'numpy', 'flax'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def refused_by_gcloud(words: list[str], folder: pathlib.Path) -> str:
     """What gcloud says to a command while it has no account and can reach nobody."""
     environment = {name: value for name, value in os.environ.items() if "CLOUDSDK" not in name}

@@ -1,14 +1,13 @@
 """The launcher ends with the job done or with one line, and leaves no machine unnoticed."""
 
 import json
-import os
 import shlex
 import signal
 import time
 
 import pytest
 
-from tests.launch.conftest import FAKE, QUICK, SHARE, SLICE, WORKDIR, job
+from tests.launch.conftest import SHARE, WORKDIR, job
 
 STILL = "still running: mine (us-west4-a), ACTIVE, 0 min old (delete with python -m launch.tpu_pod "
 STILL += "delete --name=mine --zone=us-west4-a)"
@@ -379,8 +378,3 @@ def test_what_runs_where_all_goes_well_is_what_the_dry_run_says(cloud):
     assert [call for call in ran if "describe" not in call] == [
         call for call in told if "describe" not in call
     ]
-
-
-def test_the_fakes_are_what_the_tests_run():
-    assert os.access(FAKE / "gcloud", os.X_OK)
-    assert {"--name=mine", *QUICK}.isdisjoint(SLICE[1:])
