@@ -15,8 +15,8 @@ ABSENT = "ABSENT"
 # Of a queued resource whose machines are gone, or never come.
 DEAD = ("SUSPENDING", "SUSPENDED", "FAILED")
 
-# Above what gcloud itself takes to give a machine up.
-_TIMEOUT = 600
+# Setting up takes minutes, and so does gcloud to give a machine up.
+_TIMEOUT = 1800
 # Asked again, they would be answered the same.
 _FINAL = re.compile(
     "active account|gcloud auth|PERMISSION_DENIED|UNAUTHENTICATED|SERVICE_DISABLED|"
@@ -83,6 +83,7 @@ class Pod:
     def __init__(self, slice_: Slice, share: str, patience: Patience, folder: pathlib.Path) -> None:
         self.slice, self.share, self.patience, self.folder = slice_, share, patience, folder
         self._machines = 0
+        self._archive = folder / remote.ARCHIVE
 
     def where(self) -> str:
         return f"{self.slice.name} ({self.slice.zone})"
@@ -140,10 +141,13 @@ class Pod:
             raise Gone(f"{self.where()}: preempted, its node is {node['state']}", machines=True)
         return len(node.get("networkEndpoints", ())) or 1
 
+    def pack(self) -> None:
+        """Packs the checkout as it is now; over hours and preemptions that is what runs."""
+        remote.pack(self._archive)
+
     def set_up(self) -> None:
-        """Brings the checkout to all machines and makes the environment there."""
-        archive = remote.pack(self.folder)
-        copy = gcloud.copy(self.slice, archive)
+        """Brings what was packed to all machines and makes the environment there."""
+        copy = gcloud.copy(self.slice, self._archive)
         self._remote("copying the checkout", lambda: gcloud.run(copy, _TIMEOUT))
         self._remote("unpacking it", lambda: self._say(remote.unpack_command()))
         self._remote("setting up", lambda: self._say(remote.setup_command(self.share)))

@@ -47,7 +47,7 @@ def start_command(name: str, share: str, command: Sequence[str]) -> str:
     return shlex.join(["bash", _WORKER, "start", folder, *command])
 
 
-def pack(folder: pathlib.Path) -> pathlib.Path:
+def pack(archive: pathlib.Path) -> None:
     """Packs the checkout, all that git does not ignore, for the machines.
 
     Raises:
@@ -71,12 +71,10 @@ def pack(folder: pathlib.Path) -> pathlib.Path:
             f"{root}: {size / 1e6:.0f} MB that git does not ignore, the largest {largest}; put "
             "data and models on the share and into .gitignore"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    archive = folder / ARCHIVE
+    archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz", compresslevel=5) as tar:
         for name in paths:
             tar.add(root / name, arcname=name)
-    return archive
 
 
 def read(said: bytes, offset: int) -> Report | None:

@@ -115,6 +115,8 @@ def _act(action: str, pod: Pod, command: Sequence[str]) -> None:
 def _run(action: str, pod: Pod, command: Sequence[str]) -> None:
     """Runs a command or what comes before one; says at any end what lives, and so costs."""
     delete = ()
+    if action != "create":
+        pod.pack()
     try:
         if action == "run":
             attempts.run(pod, command, _RETRIES.value)
@@ -144,8 +146,9 @@ def _leave(pod: Pod, delete: bool) -> None:
         if delete:
             pod.delete()
         print(living.line(pod), flush=True)
-    except Failed as error:
-        print(f"{error}\nperhaps still running: see {living.again('status', pod)}", flush=True)
+    except (Failed, KeyboardInterrupt) as error:
+        why = f"{error}\n" if str(error) else ""
+        print(f"{why}perhaps still running: see {living.again('status', pod)}", flush=True)
 
 
 def _delete_after() -> str:
@@ -173,18 +176,17 @@ def commands(action: str, pod: Pod, command: Sequence[str]) -> list[str]:
         folder = pod.folder / "logs"
         fetch = gcloud.ssh(slice_, remote.worker_command("log"), folder)
         return [shlex.join(["mkdir", "-p", str(folder)]), shlex.join(fetch)]
-    lines = [
-        "# unless it is there:",
-        shlex.join(gcloud.create(slice_)),
-    ]
+    lines = ["# unless it is there:", shlex.join(gcloud.create(slice_))]
     if action == "create":
         return lines
     archive = pod.folder / remote.ARCHIVE
-    lines += [
+    lines = [
+        f"# all that git does not ignore is packed into {archive}",
+        shlex.join(["mkdir", "-p", str(said)]),
+        *lines,
         f"# every {_POLL.value:g} s until it is ACTIVE:",
         shlex.join(gcloud.describe(slice_)),
-        f"# all that git does not ignore, packed into {archive}:",
-        shlex.join(["mkdir", "-p", str(said)]),
+        "# then:",
         shlex.join(gcloud.copy(slice_, archive)),
         shlex.join(gcloud.ssh(slice_, remote.unpack_command(), said)),
         shlex.join(gcloud.ssh(slice_, remote.setup_command(pod.share), said)),

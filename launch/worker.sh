@@ -60,6 +60,8 @@ start() {
   umask 000
   setsid bash "$0" attend "$@" < /dev/null > "$job/log" 2>&1 &
   echo $! > "$job/pid"
+  # Not left before it has a group of its own, by which it is looked for.
+  while kill -0 $! 2> /dev/null && ! running; do sleep 0.01; done
 }
 
 # Waits for the command and keeps its status, also when both are sent SIGTERM, as when a machine is

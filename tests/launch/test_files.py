@@ -42,9 +42,13 @@ def flags(device: str, **environment: str) -> dict[str, str]:
     """The environment after sourcing the flags for a device."""
     command = ["bash", "-euc", f". launch/xla_flags.sh {device}; env"]
     result = subprocess.run(
-        command, cwd=ROOT, env={"PATH": "/usr/bin:/bin", **environment}, capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return dict(line.partition("=")[::2] for line in result.stdout.splitlines())
 
 
@@ -147,9 +151,11 @@ def misfits(value, schema, place="") -> list[str]:
         f"{place}.{name}: missing" for name in schema if name[-1] == "!" and name[:-1] not in value
     ]
     for name, item in value.items():
-        found += misfits(item, known[name], f"{place}.{name}") if name in known else [
-            f"{place}.{name}: unknown"
-        ]  # fmt: skip
+        found += (
+            misfits(item, known[name], f"{place}.{name}")
+            if name in known
+            else [f"{place}.{name}: unknown"]
+        )
     return found
 
 

@@ -292,9 +292,7 @@ def test_a_slice_that_somebody_deleted_is_not_made_again(cloud):
 
 
 def test_status_lists_what_was_started_here_and_lives(cloud):
-    assert cloud.launch("status").stdout == (
-        "nothing that was started here lives in us-west4-a\n"
-    )  # fmt: skip
+    assert cloud.launch("status").stdout == ("nothing that was started here lives in us-west4-a\n")
     cloud.launch("create")
     state = json.loads((cloud.folder / "state.json").read_text())
     state["slices"]["foreign"] = {**state["slices"]["mine"], "labels": {"owner": "others"}}
