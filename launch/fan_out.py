@@ -18,6 +18,7 @@ import logging
 import pathlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -73,7 +74,15 @@ def main() -> None:
     at_once = min(_AT_ONCE.value or len(missing), len(jobs)) if jobs else 0
     cancel = _cancel_slurm if _BY.value == "slurm" else lambda _: None
     shown = _Shown(jobs, workdir)
-    asked = run_jobs(jobs, at_once, show=shown, cancel=cancel, shares_cores=_BY.value == "process")
+    asked = run_jobs(
+        jobs,
+        at_once,
+        show=shown,
+        # At which launch.tpu_pod says what still runs.
+        passed_on=signal.SIGINT if _BY.value == "tpu" else signal.SIGTERM,
+        cancel=cancel,
+        shares_cores=_BY.value == "process",
+    )
     left = [x for x in wanted if not _adapter(workdir, x).exists()]
     if left:
         _end(jobs, left, asked)
@@ -212,6 +221,8 @@ def _end(jobs: Sequence[Job], left: Sequence[str], asked: bool) -> None:
     # One that ended well and left nothing failed too.
     failed = [x for x in jobs if not x.resumable and (x.name in left or x.name == _ALL)]
     again = "run again, it takes up what is missing"
+    if _BY.value == "tpu":
+        again += "; what lives and costs: python -m launch.tpu_pod status"
     if not failed:
         how = "ended by a signal" if asked else "preempted"
         print(f"error: {how}; missing: {', '.join(left)}; {again}", file=sys.stderr)

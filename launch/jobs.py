@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from langmerge_jax.watch import PREEMPTED
 
-_KILLED = 128 + signal.SIGKILL
+_KILLED, _INTERRUPTED = 128 + signal.SIGKILL, 128 + signal.SIGINT
 # Seconds between two looks at what runs.
 _LOOK = 0.2
 
@@ -43,13 +43,25 @@ class Job:
         """What there is to say of it in a word or two."""
         if self.status is None:
             return "running" if self.began else "waiting"
-        words = {0: "done", PREEMPTED: "preempted", _KILLED: "killed"}
+        words = {0: "done", PREEMPTED: "preempted", _KILLED: "killed", _INTERRUPTED: "interrupted"}
         return words.get(self.status, f"failed with status {self.status}")
 
     @property
     def resumable(self) -> bool:
         """Whether it has not ended by itself, or not begun."""
-        return self.status in (None, PREEMPTED, _KILLED)
+        return self.status in (None, PREEMPTED, _KILLED, _INTERRUPTED)
+
+    def send(self, number: int) -> None:
+        """Sends a signal to it, if it still runs."""
+        self._process.send_signal(number)
+
+    def has_ended(self) -> bool:
+        """Returns whether it has, and notes how."""
+        status = self._process.poll()
+        if status is not None and self.status is None:
+            self.ended = time.time()
+            self.status = status if status >= 0 else 128 - status
+        return status is not None
 
 
 def run_jobs(
@@ -57,18 +69,20 @@ def run_jobs(
     at_once: int,
     *,
     show: Callable[[], None],
+    passed_on: int = signal.SIGTERM,
     cancel: Callable[[Job], None] = lambda _: None,
     shares_cores: bool = False,
 ) -> bool:
     """Runs jobs until all have ended, some at a time.
 
-    SIGTERM and SIGINT are passed on to those that run, as SIGTERM; no other is begun then.
+    SIGTERM and SIGINT are passed on to those that run; no other is begun then.
 
     Args:
       jobs: each begins when one before it has ended.
       at_once: so many run side by side.
       show: is called over and over while they run.
-      cancel: is called for those that run, besides SIGTERM.
+      passed_on: what those that run get then.
+      cancel: is called for each of them besides.
       shares_cores: whether each is kept to its share of this machine's cores.
 
     Returns:
@@ -76,24 +90,21 @@ def run_jobs(
     """
     waiting, running = list(jobs), []
     shares = _shares(at_once) if shares_cores else [frozenset()] * at_once
-    with _signals() as asked:
+    with _signals() as asked, contextlib.ExitStack() as left:
         while running or (waiting and not asked):
             while waiting and len(running) < at_once and not asked:
                 free = next(s for s in shares if shares.count(s) > _taken(running, s))
+                _start(waiting[0], free)
+                # Where one could not be started, the others are not left alone.
+                left.callback(waiting[0].send, signal.SIGTERM)
                 running.append(waiting.pop(0))
-                _start(running[-1], free)
             if asked and not asked.passed_on:
                 asked.passed_on = True
                 for job in running:
                     cancel(job)
-                    job._process.send_signal(signal.SIGTERM)
+                    job.send(passed_on)
             time.sleep(_LOOK)
-            for job in running:
-                status = job._process.poll()
-                if status is not None:
-                    job.ended = time.time()
-                    job.status = status if status >= 0 else 128 - status
-            running = [job for job in running if job.status is None]
+            running = [job for job in running if not job.has_ended()]
             show()
         return bool(asked)
 

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from itertools import cycle, islice
 
 import numpy as np
@@ -64,17 +63,8 @@ def flags(tmp_path_factory, tiny_config, make_base):
 
 
 @contextlib.contextmanager
-def started(
-    count: int,
-    log: pathlib.Path,
-    workdir: pathlib.Path,
-    flags: dict[str, str],
-    own: Sequence[dict[str, str]] = (),
-):
-    """Yields that many processes of the train door, and a function that waits until they end.
-
-    `own` are flags of each of them alone.
-    """
+def started(count: int, log: pathlib.Path, workdir: pathlib.Path, flags: dict[str, str]):
+    """Yields that many processes of the train door, and a function that waits until they end."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -83,7 +73,6 @@ def started(
     for number in range(count):
         if count > 1:
             given["distributed"] = f"localhost:{port},{count},{number}"
-        given |= own[number] if own else {}
         command = [sys.executable, "-m", "langmerge_jax.train"]
         with (log / f"out{number}").open("w") as out, (log / f"err{number}").open("w") as err:
             processes.append(
@@ -217,27 +206,6 @@ def test_sigterm_to_one_of_them_ends_all_with_one_step_saved(finished, flags, tm
     assert files(workdir) == files(finished)
     found = cost(workdir, "en")
     assert (found["steps"], found["attempts"], found["repeated_steps"]) == (36, 2, 0)
-
-
-def test_a_process_without_a_sign_of_life_ends_the_others_in_time(flags, tmp_path):
-    flags = flags | {"peer_timeout": "10"}
-    with started(2, tmp_path / "log", tmp_path / "work", flags) as (processes, _):
-        wait_for_steps(tmp_path / "work", processes[0])
-        os.killpg(processes[1].pid, signal.SIGSTOP)
-        assert processes[0].wait(40) == 143
-    *_, line = (tmp_path / "log" / "err0").read_text().splitlines()
-    assert line == f"error: {GONE}"
-
-
-def test_a_process_that_fails_alone_says_why_and_ends_the_others(flags, tmp_path):
-    flags = flags | {"peer_timeout": "10"}
-    own = [{}, {"config.base": "nowhere"}]
-    with started(2, tmp_path / "log", tmp_path / "work", flags, own) as (_, ended):
-        first, second = ended(60)
-    assert (first.status, second.status) == (143, 2), first.stderr + second.stderr
-    assert first.stderr.splitlines()[-1] == f"error: {GONE}"
-    (line,) = [x for x in second.stderr.splitlines() if x.startswith("error: ")]
-    assert line.startswith("error: base model 'nowhere': no such directory")
 
 
 def local(workdir: pathlib.Path, flags: dict[str, str]) -> subprocess.Popen:
