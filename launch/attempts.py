@@ -11,6 +11,8 @@ from launch.remote import Report
 # No process and no status: killed, or the machine began anew.
 _LOST = ("lost", "none")
 _SIGABRT, _SIGKILL, _SIGTERM = 134, 137, 143
+# Of a process that was ended for want of a peer, or with all of them.
+_LEFT = (_SIGABRT, _SIGTERM)
 
 
 def run(pod: Pod, command: Sequence[str], retries: int) -> None:
@@ -94,13 +96,13 @@ def _judge(pod: Pod, reports: Sequence[Report]) -> None:
                 killed=True,
             )
     statuses = [report.status for report in reports]
-    if _SIGTERM in statuses:
+    # Who failed by itself says why.
+    failed = [k for k, status in enumerate(statuses) if status and status not in _LEFT]
+    if not failed and _SIGTERM in statuses:
         number = statuses.index(_SIGTERM)
         raise Gone(f"worker {number} of {name}: told to end, saved and left", machines=False)
-    # Who is ended by jax for want of a peer aborts; the others say why they failed.
-    failed = {k: status for k, status in enumerate(statuses) if status}
-    number = min(failed, key=lambda k: (failed[k] == _SIGABRT, k))
-    status = failed[number]
+    number = failed[0] if failed else statuses.index(_SIGABRT)
+    status = statuses[number]
     _show_logs(pod)
     raise Failed(
         f"worker {number} of {name}: the command ended with status {status}",

@@ -95,6 +95,19 @@ def test_a_job_that_fails_ends_with_its_status(cluster, status):
     assert cluster.calls("scontrol") == []
 
 
+def test_a_process_that_failed_counts_for_more_than_those_that_it_ended(cluster):
+    command = ("sh", "-c", "[ $SLURM_PROCID = 0 ] && exit 1; exit 143")
+    assert run(cluster, *command) == ["1"]
+    assert cluster.calls("scontrol") == []
+
+
+def test_processes_that_are_told_to_end_are_waited_for(cluster):
+    """Slurm sends the signal to all processes of a step, the shells around them too."""
+    saves = "trap 'sleep 1; mkdir saved-$SLURM_PROCID; exit 143' TERM; kill -TERM $PPID $$; exit 1"
+    again = f"[ -d saved-$SLURM_PROCID ] && exit; {saves}"
+    assert run(cluster, "sh", "-c", f"cd {cluster.folder}; {again}") == ["143", "0"]
+
+
 def test_a_job_without_a_command_is_refused(cluster):
     assert run(cluster) == ["2"]
     assert cluster.log().startswith("error: no command; give it behind the script")

@@ -158,10 +158,12 @@ def test_a_command_that_fails_is_not_begun_again(cloud, status, launcher):
     assert len(begun(cloud)) == 1
 
 
-def test_who_aborts_for_want_of_a_peer_is_not_to_blame(cloud):
+@pytest.mark.parametrize("status", [134, 143])
+def test_who_leaves_for_want_of_a_peer_is_not_to_blame(cloud, status):
     cloud.faults(workers=2)
-    result = cloud.run('if [ "$WORKER" = 1 ]; then exit 1; fi; sleep 0.3; exit 134')
+    result = cloud.run(f'if [ "$WORKER" = 1 ]; then exit 1; fi; sleep 0.3; exit {status}')
     assert error_line(result) == "error: worker 1 of mine: the command ended with status 1"
+    assert len(begun(cloud)) == 1
 
 
 def test_a_slice_is_deleted_after_a_failure_where_that_is_asked(cloud):
