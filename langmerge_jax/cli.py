@@ -13,6 +13,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
+from langmerge_jax import watch
 from langmerge_jax.errors import InputError
 from langmerge_jax.files import NO_ROOM
 
@@ -25,6 +26,12 @@ _WAYS_OUT = {
     errno.EPERM: "get permission or choose another directory",
     errno.EROFS: "choose another directory",
 }
+
+# Where a door says what to do about memory.
+PLAN = "python -m langmerge_jax.plan --config=… says beforehand what fits"
+
+# What the collectives of CPUs raise, where they wait for a process that is gone.
+_GLOO = re.compile(r"Gloo [\w-]+ failed")
 
 # The flags below belong to the door that asks for them, so that its --help shows them.
 flags.disclaim_key_flags()
@@ -104,16 +111,31 @@ def _terminate(number: int, frame: object) -> None:
     sys.exit(128 + number)
 
 
-def run(main: Callable[..., None], *, arguments: bool = False) -> None:
+def run(main: Callable[..., None], *, arguments: bool = False, too_much: str = "") -> None:
     """Runs a door: parses flags, sets up logging, and says in one line what went wrong.
 
-    With `arguments`, main is given what stands beside the flags, which is refused otherwise.
-
     InputError ends with status 2, OSError and a loss that is not finite with status 1. SIGTERM, by
-    which a scheduler ends a job, unwinds the door with status 143, so that no half result is left.
+    which a scheduler ends a job, unwinds the door with status 143, so that no half result is left;
+    a process that lost another one of its job ends with that status too.
+
+    Args:
+      main: the door.
+      arguments: whether it is given what stands beside the flags, which is refused otherwise.
+      too_much: what can be done where the memory of a device does not suffice.
     """
 
     def guarded(argv: Sequence[str]) -> None:
+        try:
+            answered(argv)
+        except SystemExit as ended:
+            watch.ends(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            raise
+        except BaseException:
+            watch.ends(1)
+            raise
+        watch.ends(0)
+
+    def answered(argv: Sequence[str]) -> None:
         signal.signal(signal.SIGTERM, _terminate)
         if len(argv) > 1 and not arguments:
             _bad_input(f"unknown argument {argv[1]!r}; settings are given as --config.key=value")
@@ -133,6 +155,13 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
             _end(_said(error), 1)
         except FloatingPointError as error:  # A loss that is not finite.
             _end(str(error), 1)
+        except (ValueError, RuntimeError) as error:
+            if _GLOO.search(str(error)):
+                watch.lost()
+            if "RESOURCE_EXHAUSTED" not in str(error) or not too_much:
+                raise
+            what = str(error).splitlines()[0].rstrip(".")
+            _end(f"the memory does not suffice ({what}); {too_much}", 1)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from langmerge_jax.errors import InputError
-from langmerge_jax.files import write_json
+from langmerge_jax.files import alone_in, write_json
 
 PAPER_RECIPES = tuple(
     f"{method}@{density}"
@@ -302,10 +302,21 @@ def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
     Settings of merging, evaluation, updates and the machine may change between two runs; results
     know what they were made from. The others decide what the adapters are.
 
+    Several processes may claim one at the same time.
+
     Raises:
       InputError: if the workdir belongs to a run of other adapters, or is no directory.
     """
-    path, wanted = workdir / "config.json", to_json(config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"workdir {workdir}: {error.strerror}; choose another") from error
+    with alone_in(workdir, waits=True):
+        _claim(workdir, to_json(config))
+
+
+def _claim(workdir: pathlib.Path, wanted: Mapping[str, Any]) -> None:
+    path = workdir / "config.json"
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -320,10 +331,6 @@ def claim_workdir(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> N
             )
         if found == wanted:
             return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"workdir {workdir}: {error.strerror}; choose another") from error
     write_json(path, wanted)
 
 

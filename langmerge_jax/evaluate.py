@@ -51,4 +51,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        too_much="lower evaluate.batch_size or evaluate.variants_at_once, or spread the model over "
+        f"more devices (mesh.fsdp, mesh.tensor); {cli.PLAN}",
+    )

@@ -32,4 +32,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        too_much="lower evaluate.batch_size or evaluate.variants_at_once where it evaluates, raise "
+        "train.accumulation where it trains, or spread the model over more devices (mesh.fsdp, "
+        f"mesh.tensor); {cli.PLAN}",
+    )

@@ -86,6 +86,30 @@ def _lock(descriptor: int, path: pathlib.Path) -> None:
         pass  # Some network file systems have no locks.
 
 
+@contextlib.contextmanager
+def alone_in(directory: pathlib.Path, *, waits: bool) -> Iterator[None]:
+    """Keeps others that ask for the same directory out of the block, as far as there are locks.
+
+    Args:
+        directory: It is made if it is not there.
+        waits: Whether one that comes later waits for its turn.
+
+    Raises:
+        InputError: If another process is in there, and this one is not to wait.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        if waits:
+            with contextlib.suppress(OSError):  # Some network file systems have no locks.
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        else:
+            _lock(lock, directory)
+        yield
+    finally:
+        os.close(lock)
+
+
 def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
     try:
         new.rename(path)
@@ -129,11 +153,17 @@ def _empty(directory: pathlib.Path) -> None:
 def remove_directory(path: pathlib.Path) -> None:
     """Removes a directory, if it is there, so that no reader meets half of it."""
     removed = _beside(path, "removed")
-    if removed.exists():
-        shutil.rmtree(removed)
+    remove_tree(removed)
     if path.exists():
         path.rename(removed)
-        shutil.rmtree(removed)
+        remove_tree(removed)
+
+
+def remove_tree(path: pathlib.Path) -> None:
+    """Removes a directory that nobody reads, though another process may be at the same."""
+    while path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -118,4 +118,6 @@ class _Streamed:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main, too_much="give fewer --prompt at a time, a lower --max_new_tokens or --dtype=bfloat16"
+    )

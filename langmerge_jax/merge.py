@@ -194,4 +194,6 @@ def _pairs(entries: list[str]):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main, too_much="--dry_run says what a merge takes; JAX_PLATFORMS=cpu merges without devices"
+    )

@@ -46,6 +46,17 @@ def test_what_the_system_refuses_is_told_with_a_way_out(main, line):
     assert line_of(result) == line
 
 
+def test_memory_that_does_not_suffice_is_told_with_what_to_lower():
+    main = "import jax.numpy as jnp; jnp.zeros(1 << 50, jnp.int8).block_until_ready()"
+    code = FAILING.format(main).replace("run(main)", "run(main, too_much='take fewer rows')")
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert line_of(result) == (
+        "error: the memory does not suffice (RESOURCE_EXHAUSTED: Out of memory allocating "
+        f"{1 << 50} bytes); take fewer rows"
+    )
+
+
 def test_a_bug_keeps_its_traceback():
     command = [sys.executable, "-c", FAILING.format("raise KeyError('bug')")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

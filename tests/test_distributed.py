@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import signal
@@ -18,6 +19,10 @@ import pytest
 from langmerge_jax.adapters import load_adapter
 from tests.doors import ROOT
 
+GONE = (
+    "another process of this job is gone; start the same command again in all of them, it goes on "
+    "from the newest checkpoint"
+)
 LANGUAGES = ("en", "ja")
 LABELS = ("positive", "negative", "neutral")
 STEPS = {"en": 36, "ja": 8}
@@ -76,6 +81,8 @@ def started(count: int, log: pathlib.Path, workdir: pathlib.Path, flags: dict[st
                     cwd=ROOT,
                     stdout=out,
                     stderr=err,
+                    # What works is a child of this one.
+                    start_new_session=True,
                 )
             )
 
@@ -89,7 +96,8 @@ def started(count: int, log: pathlib.Path, workdir: pathlib.Path, flags: dict[st
         yield processes, ended
     finally:  # One alone would wait for the others.
         for process in processes:
-            process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -106,6 +114,20 @@ def files(workdir: pathlib.Path) -> list[str]:
 
 def step_log(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
     return next(workdir.glob(f"training/{name}-*/steps.jsonl"), None)
+
+
+def wait_for_steps(workdir: pathlib.Path, process: subprocess.Popen) -> pathlib.Path:
+    """Returns the log of English once it has three steps of the newest attempt."""
+    until = time.monotonic() + 240
+    earlier = step_log(workdir, "en")
+    earlier = earlier.read_text().count('"step", ') if earlier else 0
+    while not (path := step_log(workdir, "en")) or (
+        path.read_text().count('"step", ') < earlier + 3
+    ):
+        assert time.monotonic() < until
+        assert process.poll() is None, process.args
+        time.sleep(0.01)
+    return path
 
 
 def cost(workdir: pathlib.Path, name: str) -> dict:
@@ -163,16 +185,12 @@ def test_what_is_there_is_skipped(finished, flags, tmp_path):
 def test_sigterm_to_one_of_them_ends_all_with_one_step_saved(finished, flags, tmp_path):
     workdir = tmp_path / "work"
     with started(2, tmp_path / "cut", workdir, flags) as (processes, ended):
-        until = time.monotonic() + 240
-        while not (path := step_log(workdir, "en")) or path.read_text().count('"step", ') < 3:
-            assert time.monotonic() < until
-            assert processes[0].poll() is None, (tmp_path / "cut" / "err0").read_text()
-            time.sleep(0.01)
+        path = wait_for_steps(workdir, processes[0])
         # Held up, so that steps, however fast, are left when jax looks whether the signal came.
-        processes[0].send_signal(signal.SIGSTOP)
+        os.killpg(processes[0].pid, signal.SIGSTOP)
         processes[1].terminate()
         time.sleep(2)
-        processes[0].send_signal(signal.SIGCONT)
+        os.killpg(processes[0].pid, signal.SIGCONT)
         first, second = ended(30)
     assert (first.status, second.status) == (143, 143), first.stderr + second.stderr
     (line,) = [x for x in first.stderr.splitlines() if "ended by SIGTERM" in x]
@@ -188,6 +206,53 @@ def test_sigterm_to_one_of_them_ends_all_with_one_step_saved(finished, flags, tm
     assert files(workdir) == files(finished)
     found = cost(workdir, "en")
     assert (found["steps"], found["attempts"], found["repeated_steps"]) == (36, 2, 0)
+
+
+def local(workdir: pathlib.Path, flags: dict[str, str]) -> subprocess.Popen:
+    """Starts two processes as launch/local.sh does; the first of them speaks into `said`."""
+    given = [f"--{name}={value}" for name, value in {**flags, "workdir": str(workdir)}.items()]
+    with workdir.with_name("said").open("w") as said:
+        return subprocess.Popen(
+            ["launch/local.sh", "2", sys.executable, "-m", "langmerge_jax.train", *given],
+            cwd=ROOT,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started, first the one started first."""
+    return list(map(int, pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes to kill in /proc")
+def test_a_local_job_of_which_one_was_killed_goes_on_and_ends_as_if_never_killed(
+    finished, flags, tmp_path
+):
+    workdir, flags = tmp_path / "work", flags | {"peer_timeout": "10"}
+    job = local(workdir, flags)
+    try:
+        wait_for_steps(workdir, job)
+        (killed, left) = [pid for pid in children(job.pid) if children(pid)]
+        os.kill(killed, signal.SIGKILL)
+        assert job.wait(60) == 143
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert not pathlib.Path(f"/proc/{left}").exists()
+    said = (tmp_path / "said").read_text()
+    log = workdir / "logs" / "process-1.log"
+    assert f"error: process 1 ended with status 143: {log}" in said
+    assert said.splitlines()[-1].startswith("error: the job was ended; start the same command")
+    assert log.read_text().splitlines()[-1] == f"error: {GONE}"
+
+    assert local(workdir, flags).wait(300) == 0
+    assert (tmp_path / "said").read_text().splitlines()[-1] == f"adapters: {workdir / 'adapters'}"
+    # Only what the collectives of CPUs print.
+    assert all(line.startswith("[Gloo]") for line in log.read_text().splitlines())
+    assert_same_bytes(workdir, finished)
+    assert cost(workdir, "en")["attempts"] == 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from langmerge_jax.adapters import load_adapter
+from langmerge_jax.files import alone_in
 from tests.doors import ROOT, refused_line, run_door
 
 
@@ -115,6 +116,25 @@ def test_an_adapter_has_epochs_of_its_own(project, tmp_path):
     assert result.returncode == 0, result.stderr
     (ledger,) = workdir.glob("training/en-*/ledger.json")
     assert json.loads(ledger.read_text())["steps"] == 3
+
+
+def test_one_of_several_languages_is_trained_alone(project):
+    _, folder, flags, workdir = project
+    shutil.copytree(folder, folder.with_name("ja"))
+    flags = [x.replace("('en',)", "('en','ja')") for x in flags]
+    line = refused_line("train", *flags, "--languages=en,de")
+    assert "--languages=de: the languages of this run are en, ja" in line
+    line = refused_line("train", *flags, "--languages=en", "--config.combined=True")
+    assert "--languages=en: 'combined' is trained on the rows of all" in line
+    result = run_door("train", *flags, "--languages=ja")
+    assert result.returncode == 0, result.stderr
+    assert [x.name for x in (workdir / "adapters").iterdir()] == ["ja"]
+    (training,) = (workdir / "training").iterdir()
+    shutil.rmtree(workdir / "adapters")
+    # A process that was thought to be gone may still be at it.
+    with alone_in(training, waits=False):
+        line = refused_line("train", *flags, "--languages=ja")
+    assert f"{training}: another process is writing it; wait for that" in line
 
 
 def test_bad_rows_are_named(project):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langmerge_jax.files import read_json, write_json
+from langmerge_jax.lifecycle.measured import read_measured
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.stages import digest, digest_rows
 from langmerge_jax.lifecycle.training import LEDGER, TRAINING
@@ -123,7 +124,8 @@ def write_costs(run: Run, *, alone: bool) -> bool:
 
     {rows: from `compare_costs`, of setting up and of each update that also retrained `combined`;
     combined_seconds: by the clock; device, devices; dollars_per_device_hour; scheduled_seconds: by
-    the clock, of the individual trainings by number of languages at a time; alone_seconds: of each}
+    the clock, of the individual trainings by number of languages at a time; alone_seconds: of each;
+    measured: what `launch.fan_out` found in training these adapters apart}
 
     Args:
       run: with its adapters.
@@ -157,6 +159,10 @@ def write_costs(run: Run, *, alone: bool) -> bool:
         seconds = time_alone(run)
         apart = [seconds[x] for x in run.languages]
         costs["alone_seconds"] = seconds
-        costs["scheduled_seconds"] = {str(k): schedule(apart, k) for k in DEVICES}
+        measured = read_measured(run.home, {x: run.adapter_directory(x) for x in run.languages})
+        if measured:
+            costs["measured"] = measured
+        side_by_side = {*DEVICES, *([measured["at_once"]] if measured else [])}
+        costs["scheduled_seconds"] = {str(k): schedule(apart, k) for k in sorted(side_by_side)}
     write_json(path, costs)
     return True

@@ -1,9 +1,9 @@
 """The training stage: adapters of single languages, or one of all together."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from langmerge_jax.adapters import Adapter, load_adapter, save_adapter
 from langmerge_jax.config import decisive_of_train, to_json
 from langmerge_jax.data.examples import Example
 from langmerge_jax.errors import InputError
-from langmerge_jax.files import read_json, remove_directory, write_json
+from langmerge_jax.files import alone_in, read_json, remove_directory, remove_tree, write_json
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.lifecycle.stages import digest, digest_rows, identity, is_current, making
 from langmerge_jax.parallel.processes import agree, alike
@@ -41,14 +41,29 @@ class Target:
     start: pathlib.Path | None = None
 
 
-def train_adapters(run: Run, *, combined: bool) -> None:
+def train_adapters(run: Run, *, combined: bool, only: Sequence[str] = ()) -> None:
     """Trains the adapters that are not there yet and writes them in PEFT format.
 
     Args:
       combined: train the one adapter `combined` on the rows of all languages instead of one
         adapter a language.
+      only: languages whose adapters are trained; none for all of the run's. Others may be trained
+        in the same workdir by other processes meanwhile.
+
+    Raises:
+      InputError: for a language that the run has not, or one for `combined`.
     """
-    groups = {COMBINED: run.languages} if combined else {x: (x,) for x in run.languages}
+    if unknown := [x for x in only if x not in run.languages]:
+        raise InputError(
+            f"--languages={unknown[0]}: the languages of this run are {', '.join(run.languages)}"
+        )
+    if combined and only:
+        raise InputError(
+            f"--languages={','.join(only)}: {COMBINED!r} is trained on the rows of all; leave "
+            "one of the two out"
+        )
+    wanted = [x for x in run.languages if x in only or not only]
+    groups = {COMBINED: run.languages} if combined else {x: (x,) for x in wanted}
     targets = {
         name: Target(
             run.adapter_directory(name),
@@ -102,8 +117,10 @@ def _plan(
     run: Run, targets: Mapping[str, Target], inputs: Mapping[str, Any]
 ) -> dict[str, list[str]]:
     """Returns {folder in the workdir: adapters to train there}, first those of killed trainings."""
-    for left in run.workdir.glob("training/**/.*.removed"):
-        shutil.rmtree(left)
+    # Not to any depth: in the trainings of other processes directories come and go.
+    for pattern in (".*.removed", "*/.*.removed", "base-*/*/.*.removed"):
+        for left in run.workdir.glob(f"training/{pattern}"):
+            remove_tree(left)
     missing = [n for n, target in targets.items() if not is_current(target.directory, inputs[n])]
     done = [name for name in targets if name not in missing]
     if done:
@@ -123,7 +140,14 @@ def _train(
     run: Run, targets: Mapping[str, Target], job: Mapping[str, Any], folder: pathlib.Path
 ) -> None:
     """Trains adapters in one batch, from the newest checkpoint of the folder if it has one."""
-    agree(lambda: _begin(folder, job))
+    with contextlib.ExitStack() as held:
+        agree(lambda: _begin(folder, job, held))
+        _train_in(run, targets, job, folder)
+
+
+def _train_in(
+    run: Run, targets: Mapping[str, Target], job: Mapping[str, Any], folder: pathlib.Path
+) -> None:
     start = time.monotonic()
     data = {name: run.encode(x.rows) for name, x in targets.items()}
     validation = {name: run.encode(x.validation) for name, x in targets.items()}
@@ -136,13 +160,18 @@ def _train(
     agree(lambda: _write(run, targets, job, folder, adapters))
 
 
-def _begin(folder: pathlib.Path, job: Mapping[str, Any]) -> None:
-    """Says what is trained in a folder, unless a killed training is to go on there."""
-    if (folder / CHECKPOINTS).exists():
-        return
-    if (folder / LEDGER).exists():  # Done before; its adapters were taken away since.
-        remove_directory(folder)
-    write_json(folder / JOB, job)
+def _begin(folder: pathlib.Path, job: Mapping[str, Any], held: contextlib.ExitStack) -> None:
+    """Says what is trained in a folder, unless a killed training is to go on there.
+
+    Args:
+      held: keeps others out of the folder until it is closed.
+    """
+    with alone_in(folder, waits=False):
+        if (folder / LEDGER).exists() and not (folder / CHECKPOINTS).exists():
+            remove_directory(folder)  # Done before; its adapters were taken away since.
+    held.enter_context(alone_in(folder, waits=False))
+    if not (folder / CHECKPOINTS).exists():
+        write_json(folder / JOB, job)
 
 
 def _write(

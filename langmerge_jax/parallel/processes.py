@@ -17,17 +17,16 @@ T = TypeVar("T")
 AUTO = "auto"
 BY_HAND = "<host>:<port>,<number of processes>,<number of this one, from 0>"
 
-# A process that fails alone ends after so long, and the others, which wait for it, with it.
-_LEAVE_SECONDS = 60
 
-
-def join(how: str) -> None:
+def join(how: str, timeout: int = 100) -> None:
     """Makes this process one of several that train together; before jax is used otherwise.
 
     Args:
       how: "" for a process alone; "auto" where jax knows the cluster (Cloud TPU, Slurm, Kubernetes,
         Open MPI); else "<host>:<port>,<number of processes>,<number of this one, from 0>", where
         host and port are those at which process 0 is to be reached.
+      timeout: seconds without a sign of life after which a process counts as gone. jax then aborts
+        those that are left; it takes as long to end one that failed alone, and the others with it.
 
     Raises:
       InputError: if it is none of these, or the others cannot be found.
@@ -36,7 +35,9 @@ def join(how: str) -> None:
         return
     given = {} if how == AUTO else _by_hand(how)
     try:
-        jax.distributed.initialize(**given, shutdown_timeout_seconds=_LEAVE_SECONDS)
+        jax.distributed.initialize(
+            **given, heartbeat_timeout_seconds=timeout, shutdown_timeout_seconds=timeout
+        )
     except (ValueError, RuntimeError) as error:
         if how == AUTO:
             raise InputError(

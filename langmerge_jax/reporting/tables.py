@@ -183,20 +183,32 @@ def schedule_table(home: pathlib.Path) -> Table:
     """Returns how long setting up takes by number of devices, from `costs.json`."""
     costs = read_json(home / "costs.json")
     scheduled, combined = costs["scheduled_seconds"], costs["alone_seconds"]["combined"]
+    cells = {
+        "adapters": [Cell(f"{seconds:.1f}") for seconds in scheduled.values()],
+        "shorter than combined": [
+            Cell(f"{100 * (1 - seconds / combined):.1f} %") for seconds in scheduled.values()
+        ],
+    }
+    notes = [
+        "scheduled, not measured: warm steps of each training alone, times their number; "
+        f"combined: {combined:.1f}"
+    ]
+    if measured := costs.get("measured"):
+        name = f"measured, by {measured['by']}"
+        cells[name] = [
+            Cell(f"{measured['seconds']:.1f}" if number == str(measured["at_once"]) else "")
+            for number in scheduled
+        ]
+        notes.append(
+            f"{name}: by the clock from the first start to the last adapter, with loading and "
+            f"compiling, each on {measured['devices']} x {measured['device']}"
+        )
     return Table(
         f"Seconds until every language is trained, each on {costs['devices']} x {costs['device']}",
         "languages at a time",
         list(scheduled),
-        {
-            "adapters": [Cell(f"{seconds:.1f}") for seconds in scheduled.values()],
-            "shorter than combined": [
-                Cell(f"{100 * (1 - seconds / combined):.1f} %") for seconds in scheduled.values()
-            ],
-        },
-        [
-            "scheduled, not measured: warm steps of each training alone, times their number; "
-            f"combined: {combined:.1f}"
-        ],
+        cells,
+        notes,
     )
 
 

@@ -161,5 +161,6 @@ class AdapterPrograms:
         raise InputError(
             f"{what} needs {human(needed)} of a device's memory, "
             f"{human(free)} are free; take train.remat='layer', a shorter task.max_length, or "
-            "spread the model over more devices (mesh.fsdp, mesh.tensor)"
+            "spread the model over more devices (mesh.fsdp, mesh.tensor); python -m "
+            "langmerge_jax.plan --config=… says beforehand what fits"
         )

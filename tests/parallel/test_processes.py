@@ -1,6 +1,8 @@
 """Processes of one job find each other, or say why not; what one decides, all know."""
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -133,3 +135,67 @@ def test_two_processes_agree(tmp_path):
     # A bug keeps its traceback, once.
     assert errors[0].rstrip().endswith("KeyError: 'bug'")
     assert errors[1] == "error: process 0 failed: KeyError: 'bug'\n"
+
+
+WATCHED = """
+import sys, time
+from langmerge_jax import cli, watch
+
+sys.argv, (address, number, how) = sys.argv[:1], sys.argv[1:]
+
+def main():
+    watch.watched()
+    from langmerge_jax.parallel.processes import agree, join
+    join(f"{address},2,{number}", 5)
+    for count in range(10_000):
+        agree(lambda: count)
+        if count == 3:
+            print("they agree", flush=True)
+            if how == "fails":
+                raise KeyError("bug")
+        time.sleep(0.02)
+
+cli.run(main)
+"""
+GONE = "error: another process of this job is gone; start the same command again in all of them"
+
+
+@pytest.mark.parametrize(
+    ("lost", "how"), [(0, "killed"), (1, "killed"), (1, "stopped"), (1, "fails")]
+)
+def test_a_lost_process_ends_the_other_in_time_with_a_line(lost, how):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED, address, str(number), how * (number == lost)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # What works is a child of this one.
+            start_new_session=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        for process in processes:
+            while "they agree" not in (line := process.stdout.readline()):
+                assert line, process.stderr.read()
+        if how == "killed":
+            processes[lost].kill()
+        elif how == "stopped":
+            os.killpg(processes[lost].pid, signal.SIGSTOP)
+        # Five seconds, and those in which jax looks whether they are over.
+        _, said = processes[1 - lost].communicate(timeout=30)
+        assert processes[1 - lost].returncode == 143
+        assert said.splitlines()[-1].startswith(GONE)
+        if how == "fails":
+            assert "KeyError: 'bug'" in processes[lost].communicate(timeout=30)[1]
+            assert processes[lost].returncode == 1
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
