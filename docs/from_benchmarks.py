@@ -65,14 +65,11 @@ pass over the demo's base; beside the same of one adapter. A row is a prompt wit
 have 128 in a batch. Two ranks are batched by rank; beside it, padded to the higher.""",
     "answer_generation_demo": "The same with 16 new tokens, greedily.",
     "answer_choice_30m": """\
-By choice, with 30 million random weights. Without adapters eight groups of 16 rows pass the model
-as fast as one of 128 (855 and 836 ms here, 1.66 and 1.69 s on a slower machine); with them they
-take 1.065 and 0.950 s here, 1.93 and 1.86 s there. The products of the adapters alone are as fast
-too. What is left is how XLA lays this out on a CPU: it computes the base's product over all rows as
-one matrix, those of the adapters group by group, and what both read (the output of a norm, of
-attention, the gate times up) once for each of the two shapes. Neither an optimization barrier nor
-einsums over [g, b s, i] change that, a loop over groups is no faster, and one product over the
-base's weights and all factors together costs more than it saves.""",
+By choice, with 30 million random weights. Eight lose by how XLA lays the program out on a CPU: it
+computes the base's product over all rows as one matrix, those of the adapters group by group, and
+what both read (the output of a norm, of attention, the gate times up) once for each of the two
+shapes, where for one adapter the shapes are the same. The compiled program says so; an optimization
+barrier in front, which the compiler drops, and einsums over [g, b s, i] leave it as it is.""",
     "answer_generation_30m": "By generation, with 30 million random weights.",
     "bertscore_sentences": """\
 BERTScore of pairs of one sentence, in six languages, beside the package bert-score. The encoder is

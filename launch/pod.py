@@ -138,6 +138,8 @@ class Pod:
         answer = self._ask(gcloud.describe_node(self.slice))
         node = json.loads(answer.output) if answer.status == 0 else {"state": ABSENT}
         if node["state"] in (ABSENT, "PREEMPTED", "TERMINATED", "STOPPED", "DELETING"):
+            # Somebody may have deleted it between the two questions.
+            self._not_deleted(self.look()[0])
             raise Gone(f"{self.where()}: preempted, its node is {node['state']}", machines=True)
         return len(node.get("networkEndpoints", ())) or 1
 

@@ -19,6 +19,7 @@ What it takes and says is that of Google Cloud SDK 528.
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import pathlib
@@ -83,14 +84,21 @@ def read(name, default):
 
 
 class Cloud:
+    """One call sees the cloud at a time: what a slice is and what runs there change together."""
+
     def __init__(self):
+        self.lock = (CLOUD / "lock").open("w")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
         self.state = read("state.json", {"slices": {}, "made": 0, "looks": 0, "refused": 0})
         faults = read("faults.json", {})
         self.workers = faults.get("workers", 1)
         self.faults = faults if self.state["made"] <= faults.get("slices", 1) else {}
 
-    def save(self):
-        (CLOUD / "state.json").write_text(json.dumps(self.state, indent=1))
+    def leave(self):
+        """Keeps the state and lets others in; called twice, the second time does nothing."""
+        if not self.lock.closed:
+            (CLOUD / "state.json").write_text(json.dumps(self.state, indent=1))
+            self.lock.close()
 
     def home(self, number):
         return CLOUD / f"worker{number}"
@@ -219,9 +227,11 @@ def ssh(verb, arguments):
         end(verb, "Failed to find directory")
     statuses = []
     gone = [number for number in range(cloud.workers) if cloud.silent(number)]
+    # What runs on the machines may take long, and meanwhile others ask.
+    cloud.leave()
     for number in range(cloud.workers):
         with (folder / f"{number}.log").open("wb") as said:
-            if number in gone:
+            if number in gone or not cloud.home(number).is_dir():
                 statuses.append(255)
                 continue
             environment = {
@@ -246,7 +256,6 @@ def ssh(verb, arguments):
                     f"{done.returncode}. Continuing.",
                     file=sys.stderr,
                 )
-    cloud.save()
     sys.exit(next(filter(None, statuses), 0))
 
 
@@ -266,14 +275,12 @@ def main():
     elif verb == "queued-resources create":
         create(verb, arguments)
     elif name.partition(":")[0] not in slices and verb != "tpu-vm scp":
-        cloud.save()
         end(verb, "NOT_FOUND: Resource was not found.")
     elif verb == "queued-resources delete":
         delete(verb, arguments)
     elif verb == "queued-resources describe":
         print(json.dumps(value(name, slices[name])))
     elif not any(x["state"] == "ACTIVE" for x in slices.values()):
-        cloud.save()
         end(verb, "NOT_FOUND: Resource 'nodes' was not found.")
     elif verb == "tpu-vm describe":
         print(json.dumps(node(name, slices[name])))
@@ -287,4 +294,4 @@ cloud = Cloud()
 try:
     main()
 finally:
-    cloud.save()
+    cloud.leave()
