@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+import ml_collections
 from jax.sharding import Mesh
 
 from langmerge_jax.data.batching import bucket
@@ -74,7 +75,8 @@ def plan(
     for topology, devices in _slices(topologies):
         kind = devices[0].device_kind
         chip = CHIPS[kind] if topology != AT_HAND else measure(devices[0], run.dtype)
-        for mesh in _meshes(run.config.mesh.to_dict(), devices, settings.batch_size):
+        meshes = [run.mesh] if topology == AT_HAND else _meshes(run.config, devices)
+        for mesh in meshes:
             base = abstract_base(
                 name, config, mesh=mesh, dtype=run.dtype, attention=run.config.attention
             )
@@ -120,12 +122,12 @@ def _slices(topologies: Sequence[str]) -> Iterator[tuple[str, Sequence[jax.Devic
         yield topology, devices_of(topology)
 
 
-def _meshes(wanted: Mapping[str, int], devices: Sequence[jax.Device], rows: int) -> list[Mesh]:
-    """The config's mesh, if it says one that arranges the devices, and others that share the rows.
+def _meshes(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> list[Mesh]:
+    """The config's mesh, if it says one that arranges a slice, and others that share the rows.
 
     A mesh on which the rows do not spread evenly would compute all of them on every device.
     """
-    found = {}
+    found, wanted, rows = {}, config.mesh.to_dict(), config.train.batch_size
     if wanted != {"data": -1, "fsdp": 1, "tensor": 1} or len(devices) == 1:
         try:
             mesh = make_mesh(**wanted, devices=devices)

@@ -22,11 +22,15 @@ class Rules:
     """Mesh axes of each logical axis; an axis not named here is on every device whole.
 
     Groups and rows are spread over `data` and `fsdp`, adapters are not split by number (a mesh
-    need not divide it) but by their `embed` axis, as the base weights are.
+    need not divide it) but by their `embed` axis, as the base weights are. Between two layers the
+    positions of a row are spread over `tensor`, whose devices would else hold all of them alike.
+
+    References: sequence parallelism, Korthikanti et al. (arXiv 2205.05198), section 4.2.
     """
 
     groups: tuple[str, ...] | str | None = None
     rows: tuple[str, ...] | str | None = ("data", "fsdp")
+    positions: tuple[str, ...] | str | None = "tensor"
     embed: tuple[str, ...] | str | None = "fsdp"
     heads: tuple[str, ...] | str | None = "tensor"
     mlp: tuple[str, ...] | str | None = "tensor"

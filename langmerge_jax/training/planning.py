@@ -167,15 +167,12 @@ def roofline(
         + 2 * config.num_hidden_layers * outputs
     )
     apart = {axis: (size - 1) / size for axis, size in sizes.items()}
+    # Weights in every pass; the factors' gradients; the sums behind attention and MLP, each as its
+    # parts and as a whole.
     links = passes * apart["fsdp"] * layers / sizes["tensor"]
     links += 2 * factors * (devices - 1) / devices
-    links += (
-        (passes / math.prod(division))
-        * 2
-        * 2
-        * apart["tensor"]
-        * (config.num_hidden_layers * outputs)
-    )
+    sums = (passes // math.prod(division)) * 2 * config.num_hidden_layers * outputs
+    links += 2 * apart["tensor"] * sums
     return Roofline(
         flops / devices / chip.flops,
         memory / chip.bandwidth,
