@@ -135,8 +135,6 @@ def test_one_of_several_languages_is_trained_alone(project):
     with alone_in(training, waits=False):
         line = refused_line("train", *flags, "--languages=ja")
     assert f"{training}: another process is writing it; wait for that" in line
-    assert run_door("train", *flags).returncode == 0
-    assert sorted(x.name for x in (workdir / "adapters").iterdir()) == ["en", "ja"]
 
 
 def test_bad_rows_are_named(project):

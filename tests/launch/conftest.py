@@ -1,15 +1,21 @@
 """A Google Cloud in a folder, and the launcher run against it as a user does."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from tests.doors import ROOT
+
+# A shell has what it starts in the background ignore it, and so everything that this starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 FAKE = pathlib.Path(__file__).with_name("google")
 QUICK = ("--poll_seconds=0.1", "--ssh_seconds=3", "--lost_seconds=0.5", "--peers_seconds=2")
@@ -23,6 +29,7 @@ class Cloud:
     """A Google Cloud in a folder; tests/launch/google/cloud.py says what can go wrong there."""
 
     folder: pathlib.Path
+    started: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
     def faults(self, **faults) -> None:
         (self.folder / "faults.json").write_text(json.dumps(faults))
@@ -39,7 +46,7 @@ class Cloud:
         """Starts the launcher on the slice of the tests."""
         given = (*SLICE, *QUICK, f"--folder={self.folder / 'kept'}", *flags)
         behind = ("--", *command) if command else ()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "launch.tpu_pod", action, *given, *behind],
             cwd=ROOT,
             env=self.environment(),
@@ -47,6 +54,17 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Ends what a failed test left, here and on the machines."""
+        for process in self.started:
+            process.kill()
+            process.wait()
+        for path in self.folder.glob("worker*/.langmerge_jax/job/pid"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(path.read_text()), signal.SIGKILL)
 
     def launch(self, action: str, *flags: str, command: tuple[str, ...] = ()):
         """Runs the launcher to its end; returns the finished process."""
@@ -77,6 +95,8 @@ def job(script: str) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def cloud(tmp_path) -> Cloud:
+def cloud(tmp_path) -> Iterator[Cloud]:
     (tmp_path / "share").mkdir()
-    return Cloud(tmp_path)
+    cloud = Cloud(tmp_path)
+    yield cloud
+    cloud.end()
