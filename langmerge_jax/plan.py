@@ -5,7 +5,8 @@
 
 compiles the very step of the config's training for TPU slices that need not be there, on a machine
 without a TPU; `pip install -e '.[tpu]'` brings the compiler. Without --topology it plans for the
-devices at hand. No weights are read. Without --length the training rows are, for their lengths.
+devices at hand, and with --measure takes the step there, too. Only for that the base's weights are
+read. Without --length the training rows are, for their lengths.
 """
 
 import os
@@ -30,6 +31,9 @@ _ANSWER = flags.DEFINE_integer(
 _UTILIZATION = flags.DEFINE_float(
     "utilization", 0.5, "Share of the best speed that hours are counted with."
 )
+_MEASURE = flags.DEFINE_bool(
+    "measure", False, "Also take the largest step, on the devices at hand, and compare."
+)
 
 
 def main() -> None:
@@ -51,6 +55,7 @@ def main() -> None:
             length=_LENGTH.value,
             answer=_ANSWER.value,
             utilization=_UTILIZATION.value,
+            measure=_MEASURE.value,
         )
     )
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import pytest
 
@@ -42,22 +43,34 @@ def planned(base, *flags):
     return (*FLAGS, f"--config.base={base}", "--length=100", *flags)
 
 
-def test_it_plans_for_the_devices_at_hand_and_writes_nothing(base, tmp_path):
-    workdir = tmp_path / "work"
-    flags = planned(base, f"--workdir={workdir}", "--config.dollars_per_device_hour=2")
-    result = run_door("plan", *flags)
+def test_it_plans_for_the_devices_at_hand_takes_the_step_and_writes_nothing(
+    tiny_config, make_base, tmp_path
+):
+    workdir, base = tmp_path / "work", make_base(tiny_config)
+    flags = ["--config.train.buckets=(1024,)", "--length=1024", "--config.task.max_length=1024"]
+    flags += [f"--workdir={workdir}", f"--config.base={base}", "--config.dollars_per_device_hour=2"]
+    result = run_door("plan", *FLAGS, *flags, "--measure")
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
+    *lines, _, last = result.stdout.splitlines()
     assert max(map(len, lines)) <= WIDTH
-    memory = next(line.split() for line in lines if line.startswith("at hand"))
-    assert "yes" in memory
+    rows = [line.split() for line in lines if line.startswith("at hand")]
+    assert rows[0][3] == "yes"
     assert "dollars" in result.stdout
+    said = re.fullmatch(
+        r"at hand data=2, measured: the step takes \S+ s, (\S+) times its least, and (\S+) MiB "
+        r"beside its arguments, (\S+) times the plan's",
+        last,
+    )
+    assert float(said[1]) > 0
+    # Smaller than what the allocator returns at once, the figure would mean nothing.
+    assert float(said[2]) > 64
+    assert 0.5 < float(said[3]) < 2
     assert not workdir.exists()
 
 
 @needs_libtpu
 def test_it_compiles_for_tpu_slices_and_says_what_does_not_fit(base):
-    result = run_door("plan", *planned(base, "--topology=v5e:2x2", "--config.mesh.fsdp=2"))
+    result = run_door("plan", *planned(base, "--topology=v5e:2x2"))
     assert result.returncode == 0, result.stderr
     fitting = [x for x in result.stdout.splitlines() if x.startswith("v5e:2x2") and "yes" in x]
     assert len(fitting) == 2
@@ -85,6 +98,8 @@ def test_without_the_tpu_compiler_the_extra_is_named(base):
 
 
 def test_bad_flags_are_named(base):
+    line = refused_line("plan", *planned(base, "--measure", "--topology=v5e:2x2"))
+    assert "--measure: takes a step on the devices at hand" in line
     assert "--utilization=2: must be above 0" in refused_line(
         "plan", *planned(base, "--utilization=2")
     )

@@ -14,18 +14,28 @@ from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.models.abstract import abstract_base, read_config
-from langmerge_jax.parallel.devices import measure
+from langmerge_jax.parallel.devices import measure_device
 from langmerge_jax.parallel.memory import human
 from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.parallel.topologies import CHIPS, Chip, devices_of
 from langmerge_jax.reporting.table import Cell, Table
 from langmerge_jax.training.batches import adapter_steps, steps_of
-from langmerge_jax.training.planning import Roofline, Shape, StepMemory, roofline, step_memory
+from langmerge_jax.training.planning import (
+    Roofline,
+    Shape,
+    StepMemory,
+    measure_step,
+    roofline,
+    step_memory,
+)
 from langmerge_jax.training.settings import TrainSettings
+from langmerge_jax.training.steps import Step
 
 logger = logging.getLogger(__name__)
 
 AT_HAND = "at hand"
+
+Rows = Sequence[Encoded]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,13 @@ class Plan:
 
 
 def plan(
-    run: Run, topologies: Sequence[str], *, length: int, answer: int, utilization: float
+    run: Run,
+    topologies: Sequence[str],
+    *,
+    length: int,
+    answer: int,
+    utilization: float,
+    measure: bool = False,
 ) -> str:
     """Returns a table of what training takes, the least device time first, and what would help.
 
@@ -60,10 +76,14 @@ def plan(
       length: of every row in tokens; 0 reads the rows.
       answer: tokens of it that are predicted, with a length.
       utilization: the share of the least time's speed that is counted on.
+      measure: whether the largest step is taken, too, for which the base's weights are loaded; of
+        the devices at hand.
 
     Raises:
       InputError: for a topology or base that is not known, and a mesh that arranges no devices.
     """
+    if measure and topologies:
+        raise InputError("--measure: takes a step on the devices at hand; leave --topology out")
     if not 0 < utilization <= 1:
         raise InputError(f"--utilization={utilization:g}: must be above 0 and at most 1")
     name = run.path(run.config.base)
@@ -74,7 +94,7 @@ def plan(
     plans = []
     for topology, devices in _slices(topologies):
         kind = devices[0].device_kind
-        chip = CHIPS[kind] if topology != AT_HAND else measure(devices[0], run.dtype)
+        chip = CHIPS[kind] if topology != AT_HAND else measure_device(devices[0], run.dtype)
         meshes = [run.mesh] if topology == AT_HAND else _meshes(run.config, devices)
         for mesh in meshes:
             base = abstract_base(
@@ -91,7 +111,10 @@ def plan(
     plans.sort(key=lambda x: (not x.memory.fits, x.devices * x.seconds))
     price = run.config.dollars_per_device_hour
     text = _memory_table(plans).text() + "\n" + _time_table(plans, price, utilization).text()
-    return "\n".join([text, *(_lacking(x, settings, min(size, len(data))) for x in plans)]).rstrip()
+    below = [_lacking(x, settings, min(size, len(data))) for x in plans]
+    if measure and plans[0].memory.fits:
+        below.append(_measured(plans[0], run, settings, _jobs(data, size)))
+    return "\n".join([text, *filter(None, below)]).rstrip()
 
 
 def _rows(run: Run, settings: TrainSettings, length: int, answer: int) -> dict[str, list[Encoded]]:
@@ -123,29 +146,27 @@ def _slices(topologies: Sequence[str]) -> Iterator[tuple[str, Sequence[jax.Devic
 
 
 def _meshes(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> list[Mesh]:
-    """The config's mesh, if it says one that arranges a slice, and others that share the rows.
+    """The config's mesh if it says one that arranges a slice, else two that share the rows.
 
     A mesh on which the rows do not spread evenly would compute all of them on every device.
     """
-    found, wanted, rows = {}, config.mesh.to_dict(), config.train.batch_size
+    wanted, rows = config.mesh.to_dict(), config.train.batch_size
     if wanted != {"data": -1, "fsdp": 1, "tensor": 1} or len(devices) == 1:
         try:
-            mesh = make_mesh(**wanted, devices=devices)
-            found[tuple(mesh.shape.values())] = mesh
+            return [make_mesh(**wanted, devices=devices)]
         except InputError as error:
             logger.info("%s", error)
+    found = []
     for tensor in (1, 2, 4, 8):
         fsdp = len(devices) // tensor
-        sizes = (1, fsdp, tensor)
-        if len(found) == 2 or fsdp * tensor != len(devices) or rows % fsdp or sizes in found:
-            continue
-        found[sizes] = make_mesh(*sizes, devices=devices)
+        if fsdp * tensor == len(devices) and rows % fsdp == 0:
+            found.append(make_mesh(1, fsdp, tensor, devices=devices))
     if not found:
         raise InputError(
             f"{len(devices)} devices do not share train.batch_size={rows} rows evenly by fsdp and "
             "tensor up to 8; say how by --config.mesh.fsdp and --config.mesh.tensor"
         )
-    return list(found.values())
+    return found[:2]
 
 
 def _named(mesh: Mesh) -> str:
@@ -154,24 +175,29 @@ def _named(mesh: Mesh) -> str:
 
 
 def _steps(
-    data: Mapping[str, Sequence[Encoded]],
-    settings: TrainSettings,
-    mesh: Mesh,
-    size: int,
-    *,
-    alike: bool,
+    data: Mapping[str, Rows], settings: TrainSettings, mesh: Mesh, size: int, *, alike: bool
 ) -> collections.Counter[Shape]:
     """How many steps of each shape train all adapters, `size` of them side by side."""
-    names, found = sorted(data), collections.Counter()
-    for start in range(0, len(names), size):
-        job = {name: data[name] for name in names[start : start + size]}
+    found = collections.Counter()
+    for job in _jobs(data, size):
         for step in adapter_steps(job, settings, mesh):
-            shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
+            shape = _shape(step)
             if alike:  # So are all steps.
                 found[shape] += max(steps_of(job, settings).values())
                 break
             found[shape] += 1
     return found
+
+
+def _jobs(data: Mapping[str, Rows], size: int) -> list[dict[str, Rows]]:
+    """The trainings, each of so many adapters side by side."""
+    names = sorted(data)
+    starts = range(0, len(names), size)
+    return [{name: data[name] for name in names[x : x + size]} for x in starts]
+
+
+def _shape(step: Step) -> Shape:
+    return step.arrays["tokens"].shape, step.arrays["target"].shape
 
 
 def _tokens(shape: Shape) -> int:
@@ -260,3 +286,18 @@ def _lacking(plan: Plan, settings: TrainSettings, groups: int) -> str:
         if settings.remat != "layer":
             ways.append("train.remat='layer'")
     return f"{plan.where} does not fit: {lack}; what helps: {', '.join(ways)}"
+
+
+def _measured(
+    plan: Plan, run: Run, settings: TrainSettings, jobs: Sequence[Mapping[str, Rows]]
+) -> str:
+    """A line on the largest step as it was taken."""
+    steps = (x for job in jobs for x in adapter_steps(job, settings, run.mesh))
+    step = max(steps, key=lambda x: (_tokens(_shape(x)), _shape(x)))
+    found = measure_step(run.trainer, step, run.mesh)
+    line = f"{plan.where}, measured: the step takes {found.seconds:.3g} s, "
+    line += f"{found.seconds / plan.step.seconds:.2f} times its least"
+    if found.beside is None:
+        return f"{line}; what memory it takes the system does not tell"
+    ratio = found.beside / plan.memory.beside
+    return f"{line}, and {human(found.beside)} beside its arguments, {ratio:.2f} times the plan's"

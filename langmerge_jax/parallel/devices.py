@@ -13,7 +13,7 @@ from langmerge_jax.parallel.topologies import Chip
 _SIDE, _COPIED = 2048, 2**28
 
 
-def measure(device: jax.Device, dtype: jnp.dtype) -> Chip:
+def measure_device(device: jax.Device, dtype: jnp.dtype) -> Chip:
     """Measures a matrix product and a copy on a device; how fast its links are is not known.
 
     Its memory is what is free now.

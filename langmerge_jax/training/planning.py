@@ -2,21 +2,25 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from langmerge_jax.models.checkpoint import Base
-from langmerge_jax.parallel.memory import USABLE
+from langmerge_jax.parallel.memory import USABLE, peak_beside
 from langmerge_jax.parallel.topologies import Chip
 from langmerge_jax.training.arguments import abstract_arguments
 from langmerge_jax.training.flops import recomputed_flops, step_flops
+from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.programs import AdapterPrograms, optimizer_of
 from langmerge_jax.training.settings import TrainSettings
 from langmerge_jax.training.step import Division
+from langmerge_jax.training.steps import Step
 
 # Of a batch's tokens [g, b, s] and targets [g, b, t].
 Shape = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -178,3 +182,34 @@ def roofline(
         memory / chip.bandwidth,
         links / chip.links if chip.links else 0.0,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasuredStep:
+    """A step as it was taken.
+
+    Attributes:
+      seconds: the least of several.
+      beside: bytes of a device that it took beside its arguments; None if the system does not tell.
+    """
+
+    seconds: float
+    beside: float | None
+
+
+def measure_step(trainer: Trainer, step: Step, mesh: Mesh, repeats: int = 3) -> MeasuredStep:
+    """Takes a step of a training several times, compiled before."""
+    state, advance = trainer.begin(step.names)
+    taken = []
+
+    def take() -> None:
+        nonlocal state
+        start = time.perf_counter()
+        state, _, _ = jax.block_until_ready(advance(state, step))
+        taken.append(time.perf_counter() - start)
+
+    take()
+    beside = peak_beside(mesh, take)
+    for _ in range(repeats):
+        take()
+    return MeasuredStep(min(taken[1:]), beside)

@@ -106,7 +106,7 @@ def test_a_batch_is_planned_in_parts_until_it_fits_or_cannot_be_cut(abstract):
     assert cut.division == Division(2, 1)
     assert cut.fits
     none = step_memory(abstract, SETTINGS, shape, arguments + 4096)
-    assert none.division == Division(2, 2)
+    assert none.division == Division(2, 4)
     assert not none.fits
     # Where the arguments alone do not fit, nothing is compiled.
     before = step_memory(abstract, SETTINGS, shape, arguments / 2)
