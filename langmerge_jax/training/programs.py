@@ -67,6 +67,10 @@ class Program:
         needed = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
         return needed, time.monotonic() - start
 
+    def sizes(self, shape: Hashable) -> Any:
+        """Returns the compiler's account of a device's memory, for a shape compiled before."""
+        return self._compiled[shape].memory_analysis()
+
     def __call__(self, shape: Hashable, *args: Any) -> Any:
         """Returns what the function does, compiled for this shape before."""
         return self._compiled[shape](*args)
@@ -163,3 +167,12 @@ class AdapterPrograms:
             f"{human(free)} are free; take train.remat='layer', a shorter task.max_length, or "
             "spread the model over more devices (mesh.fsdp, mesh.tensor)"
         )
+
+    def compiled_step(self, shape: tuple) -> tuple[Division, Any]:
+        """Returns how a batch of the step was cut, and the compiler's account of a device's memory.
+
+        Args:
+          shape: as of `divide`, which came before.
+        """
+        division = self._divisions[self.step, shape]
+        return division, self.step.sizes((shape, division))
