@@ -161,6 +161,15 @@ class Trainer:
         state = self._fresh(names, start)
         return state, self._advance(names)
 
+    def compiled_step(self, step: Step) -> tuple[Division, Any]:
+        """Returns how the batch of a step was cut, and the compiler's account of a device's memory.
+
+        Args:
+          step: one that was taken, in which each adapter of its training has a group.
+        """
+        shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
+        return self._of(len(step.names)).compiled_step(shape)
+
     def time_alone(
         self, data: Mapping[str, Sequence[Encoded]], rounds: int = 5, timed: int = 4
     ) -> dict[str, dict[str, Any]]:

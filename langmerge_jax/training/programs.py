@@ -191,3 +191,12 @@ class AdapterPrograms:
             "spread the model over more devices (mesh.fsdp, mesh.tensor); python -m "
             "langmerge_jax.plan --config=… says beforehand what fits"
         )
+
+    def compiled_step(self, shape: tuple) -> tuple[Division, Any]:
+        """Returns how a batch of the step was cut, and the compiler's account of a device's memory.
+
+        Args:
+          shape: as of `divide`, which came before.
+        """
+        division = self._divisions[self.step, shape]
+        return division, self.step.sizes((shape, division))
