@@ -103,9 +103,10 @@ def test_bad_flags_are_named(base):
     assert "--utilization=2: must be above 0" in refused_line(
         "plan", *planned(base, "--utilization=2")
     )
-    assert "the answer shorter than the row" in refused_line(
-        "plan", *planned(base, "--answer_length=100")
-    )
+    line = refused_line("plan", *planned(base, "--answer_length=100"))
+    assert "--answer_length=100: must be below --length=100" in line
+    line = refused_line("plan", *planned(base, "--config.data.rows.train=0"))
+    assert "data.rows.train=0 says not how many rows" in line
     assert "129 tokens fit no length bucket" in refused_line("plan", *planned(base, "--length=129"))
     line = refused_line("plan", *FLAGS, "--length=100", "--config.base=nowhere")
     assert "base model 'nowhere': no such directory" in line

@@ -128,10 +128,14 @@ def _rows(run: Run, settings: TrainSettings, length: int, answer: int) -> dict[s
             for name, languages in groups.items()
         }
     count = run.config.data.rows.train
-    if count < 1 or not 0 < answer < length:
+    if count < 1:
         raise InputError(
-            f"--length={length}: data.rows.train={count} and --answer_length={answer} must be at "
-            "least 1, and the answer shorter than the row"
+            f"--length={length}: data.rows.train={count} says not how many rows of it there are; "
+            "give --config.data.rows.train, or leave --length out"
+        )
+    if not answer < length:
+        raise InputError(
+            f"--answer_length={answer}: must be below --length={length}, which counts it"
         )
     bucket(length, settings.lengths)
     row = Encoded((0,) * (length - answer), (0,) * answer)
