@@ -247,6 +247,7 @@ def _time_table(plans: Sequence[Plan], price: float, utilization: float) -> Tabl
         hours = x.seconds / utilization / 3600
         cost = [Cell(f"{hours * x.devices * price:.2f}")] if price else []
         rows[x.where] = [
+            Cell(f"{x.step.flops * x.chip.flops / 1e12:.3g}"),
             *(Cell(f"{y:.3g}") for y in (x.step.flops, x.step.memory)),
             Cell(f"{x.step.links:.3g}" if x.chip.links else "?"),
             Cell(f"{hours:.2f}"),
@@ -258,15 +259,15 @@ def _time_table(plans: Sequence[Plan], price: float, utilization: float) -> Tabl
         "Seconds of that step at best, and hours of the training",
         "",
         [
-            *("products", "memory", "links", "hours", "device hours"),
+            *("TFLOP", "products", "memory", "links", "hours", "device hours"),
             *(["dollars"] if price else []),
             "compiled s",
         ],
         rows,
         [
-            "products, memory, links: what the step needs of each, over its peak. Hours are all "
-            f"steps at {utilization:.0%} of the slowest of the three, which is assumed "
-            "(--utilization); validation, loading and compiling are not in them"
+            "TFLOP: of a device. products, memory, links: what the step needs of each, over its "
+            f"peak. Hours are all steps at {utilization:.0%} of the slowest of the three, which is "
+            "assumed (--utilization); validation, loading and compiling are not in them"
         ],
     )
 
