@@ -57,6 +57,8 @@ setuptools.setup(
             "bert-score==0.3.13",
             "hypothesis>=6.100",
             "importlib_resources>=6",
+            # The TPU's compiler, by which steps are compiled for slices that are not there.
+            "jax[tpu]>=0.10",
             "mergekit==0.1.5",
             "peft==0.21.2",
             "pytest>=8",

@@ -9,6 +9,9 @@ import re
 from typing import Any
 
 import jax
+from jax.sharding import AxisType, Mesh
+
+from langmerge_jax.parallel.mesh import MESH_AXES
 
 
 def describe_machine(*packages: str) -> dict[str, Any]:
@@ -28,3 +31,9 @@ def describe_machine(*packages: str) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", *packages)},
     }
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device alone."""
+    axes = (AxisType.Auto,) * len(MESH_AXES)
+    return jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=axes, devices=jax.devices()[:1])

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from langmerge_jax.reporting.table import Cell, Table
 
@@ -154,6 +154,13 @@ def forget(paths: Iterable[pathlib.Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+class Share(NamedTuple):
+    """Of what could be reached at best: how much of it, and what that is."""
+
+    value: float
+    of: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """A number, and the bar that it has to reach, if any.
@@ -162,12 +169,14 @@ class Finding:
         value, unit: What was measured.
         bar: The least or the most that it may be; None for a number that is only told.
         least: Whether the bar is a least one.
+        share: Of a limit, where there is one.
     """
 
     value: float
     unit: str
     bar: float | None = None
     least: bool = True
+    share: Share | None = None
 
     @property
     def met(self) -> bool | None:
@@ -203,10 +212,11 @@ class Section:
         *,
         least: float | None = None,
         most: float | None = None,
+        share: Share | None = None,
     ) -> None:
-        """Notes a number, with the least or the most that it may be."""
+        """Notes a number, with the least or the most that it may be, and its share of a limit."""
         bar = most if least is None else least
-        self.findings[name] = Finding(float(value), unit, bar, least=most is None)
+        self.findings[name] = Finding(float(value), unit, bar, most is None, share)
         print(f"  {name}: {_said(float(value), unit)}", file=sys.stderr, flush=True)
 
     def median(self, name: str, seconds: Sequence[float], **bar: float) -> float:
@@ -224,6 +234,9 @@ class Section:
             if finding.bar is not None:
                 side = "least" if finding.least else "most"
                 findings[name] |= {side: finding.bar, "met": finding.met}
+            if finding.share is not None:
+                share = float(f"{finding.share.value:.5g}")
+                findings[name]["share"] = {"value": share, "of": finding.share.of}
         return {"settings": self.settings, "findings": findings, "seconds": self.seconds}
 
     def table(self, title: str) -> Table:

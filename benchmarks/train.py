@@ -26,10 +26,9 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 from absl import app, flags
-from jax.sharding import AxisType, Mesh
 
 from benchmarks import measuring
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, one_device
 from benchmarks.measuring import ROOT, Section
 from benchmarks.random_base import make_random
 from configs import demo
@@ -39,7 +38,7 @@ from langmerge_jax.files import write_json
 from langmerge_jax.models.checkpoint import Base, load_base
 from langmerge_jax.models.lora import targets_of
 from langmerge_jax.models.stacking import init_lora, swap_leading, unstack
-from langmerge_jax.parallel.mesh import MESH_AXES, make_mesh
+from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.training.batches import adapter_steps
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.settings import TrainSettings, adapter_seed
@@ -102,12 +101,6 @@ def rows_of(base: Base, length: int, count: int, seed: int) -> list[Encoded]:
         for n in rng.integers(length * 3 // 4, length + 1, count)
         for ids in [rng.integers(5, base.config.vocab_size, n).tolist()]
     ]
-
-
-def one_device() -> Mesh:
-    """A mesh of the first device alone."""
-    axes = (AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=axes, devices=jax.devices()[:1])
 
 
 def ours(

@@ -7,6 +7,9 @@ import tempfile
 
 # Before jax is imported: the tests are for the CPU, whatever the machine has.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Where the TPU's compiler is installed, processes are not to look for a TPU, nor for each other.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Tests, and the doors they run as processes, compile many of the same programs: each once a
 # session, or with a cache of one's own only when it is new.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -12,7 +12,7 @@ from langmerge_jax.files import alone_in
 from tests.doors import ROOT, refused_line, run_door
 
 
-@pytest.mark.parametrize("name", ["train", "merge", "evaluate", "experiment"])
+@pytest.mark.parametrize("name", ["train", "merge", "evaluate", "experiment", "plan"])
 def test_help_says_what_the_door_does_and_names_its_flags(name):
     result = run_door(name, "--help")
     assert f"python -m langmerge_jax.{name}" in result.stdout

@@ -16,6 +16,7 @@ from langmerge_jax.data.sources import Source, SourceSpec
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.stages import digest, identity
 from langmerge_jax.models.checkpoint import Base, load_base, load_tokenizer, resolve
+from langmerge_jax.models.config import LlamaConfig
 from langmerge_jax.models.lora import targets_of
 from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.parallel.processes import agree
@@ -92,6 +93,14 @@ class Run:
     def mesh(self) -> jax.sharding.Mesh:
         return make_mesh(**self.config.mesh)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of weights and computation."""
+        dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+        if self.config.dtype not in dtypes:
+            raise InputError(f"dtype={self.config.dtype!r}; known: {', '.join(dtypes)}")
+        return dtypes[self.config.dtype]
+
     @functools.cached_property
     def base_identity(self) -> str:
         """Digest of the base model, without loading it."""
@@ -99,13 +108,10 @@ class Run:
 
     @functools.cached_property
     def base(self) -> Base:
-        dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-        if self.config.dtype not in dtypes:
-            raise InputError(f"dtype={self.config.dtype!r}; known: {', '.join(dtypes)}")
         return load_base(
             self.path(self.config.base),
             mesh=self.mesh,
-            dtype=dtypes[self.config.dtype],
+            dtype=self.dtype,
             attention=self.config.attention,
         )
 
@@ -154,19 +160,20 @@ class Run:
     def trainer(self) -> Trainer:
         return Trainer(
             self.base,
-            self.train_settings(),
+            self.train_settings(self.base.config),
             tensorboard=self.config.tensorboard,
             profile=self._profile,
         )
 
-    def train_settings(self) -> TrainSettings:
+    def train_settings(self, base: LlamaConfig) -> TrainSettings:
+        """Returns how adapters of a base of this shape are trained."""
         train, lora = self.config.train, self.config.lora
         return TrainSettings(
             rank=lora.rank,
             alpha=lora.alpha,
             rslora=lora.rslora,
             dropout=lora.dropout,
-            targets=targets_of(lora.targets, self.base.config.projections()),
+            targets=targets_of(lora.targets, base.projections()),
             **train.to_dict(),
         )
 

@@ -17,6 +17,7 @@ from flax import nnx
 from langmerge_jax.models.attention import Attention, Past, attend_after
 from langmerge_jax.models.config import LlamaConfig, inverse_frequencies
 from langmerge_jax.models.lora import Active, BaseParam, LoraLinear, LoraSpec
+from langmerge_jax.parallel.mesh import Rules
 
 _AXES = {
     "q_proj": ("embed", "heads"),
@@ -303,7 +304,7 @@ class Llama(nnx.Module):
                 keys = fold_in(active.keys, number)
                 mine = dataclasses.replace(active, keys=keys)
             x, new = nnx.merge(graph, params)(x, rotation, mine, attend, past)
-            return x, new if keep else None
+            return self._spread(x), new if keep else None
 
         if layers is not None:
             found = []
@@ -314,8 +315,16 @@ class Llama(nnx.Module):
         numbers = jnp.arange(self.config.num_hidden_layers)
         policy = REMAT[self.remat]
         body = jax.checkpoint(layer, policy=policy) if policy else layer
-        x, found = jax.lax.scan(body, x, (numbers, stacked, past))
+        x, found = jax.lax.scan(body, self._spread(x), (numbers, stacked, past))
         return self.norm(x), found
+
+    def _spread(self, x: jax.Array) -> jax.Array:
+        """Spreads hidden states [g, b, s, d] between two layers, of which training keeps all."""
+        mesh = self.attention.mesh
+        if mesh is None or mesh.shape["tensor"] == 1:
+            return x
+        where = Rules().sharding(mesh, ("groups", "rows", "positions", None), x.shape)
+        return jax.lax.with_sharding_constraint(x, where)
 
     def logits(self, hidden: jax.Array, *, tokens_first: bool = False) -> jax.Array:
         """Maps hidden states [..., d] to float32 logits [..., v], or [v, ...] with `tokens_first`.

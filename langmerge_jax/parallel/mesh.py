@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,11 +22,15 @@ class Rules:
     """Mesh axes of each logical axis; an axis not named here is on every device whole.
 
     Groups and rows are spread over `data` and `fsdp`, adapters are not split by number (a mesh
-    need not divide it) but by their `embed` axis, as the base weights are.
+    need not divide it) but by their `embed` axis, as the base weights are. Between two layers the
+    positions of a row are spread over `tensor`, whose devices would else hold all of them alike.
+
+    References: sequence parallelism, Korthikanti et al. (arXiv 2205.05198), section 4.2.
     """
 
     groups: tuple[str, ...] | str | None = None
     rows: tuple[str, ...] | str | None = ("data", "fsdp")
+    positions: tuple[str, ...] | str | None = "tensor"
     embed: tuple[str, ...] | str | None = "fsdp"
     heads: tuple[str, ...] | str | None = "tensor"
     mlp: tuple[str, ...] | str | None = "tensor"
@@ -55,16 +59,24 @@ class Rules:
         return NamedSharding(mesh, self.spec(axes, shape, mesh))
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Arranges all devices as a mesh `data` x `fsdp` x `tensor`.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Arranges devices as a mesh `data` x `fsdp` x `tensor`.
 
     Args:
       data, fsdp, tensor: devices along each axis; one of them may be -1, "all that are left".
+      devices: all of this job by default.
 
     Raises:
       InputError: if the product is not the number of devices.
     """
-    sizes, count = [data, fsdp, tensor], jax.device_count()
+    sizes = [data, fsdp, tensor]
+    count = jax.device_count() if devices is None else len(devices)
     if sizes.count(-1) == 1 and count % -math.prod(sizes) == 0:
         sizes[sizes.index(-1)] = count // -math.prod(sizes)
     if min(sizes) < 1 or math.prod(sizes) != count:
@@ -72,13 +84,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not arrange {count} devices; "
             "the product must be their number, and one size may be -1"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    axis_types = (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices)
+    except NotImplementedError as error:  # Links of a TPU slice that no axis can follow.
+        raise InputError(
+            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} does not follow the links of "
+            "this TPU slice; take sizes that are products of its sides"
+        ) from error
 
 
-def place(
+def batch_shardings(
     batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh, rules: Rules, *, parts: bool = False
-) -> dict[str, jax.Array]:
-    """Puts the arrays of a batch on the devices, spread as the rules say.
+) -> dict[str, NamedSharding]:
+    """Returns where the arrays of a batch lie.
 
     Args:
       batch: arrays [g, b, ...], or with `parts` [p, g, b, ...].
@@ -89,7 +108,14 @@ def place(
         axes = (*(None,) * parts, "groups", "rows")
         return rules.sharding(mesh, (*axes, *(None,) * (x.ndim - len(axes))), x.shape)
 
-    return put(dict(batch), {name: where(x) for name, x in batch.items()})
+    return {name: where(x) for name, x in batch.items()}
+
+
+def place(
+    batch: Mapping[str, np.ndarray | jax.Array], mesh: Mesh, rules: Rules
+) -> dict[str, jax.Array]:
+    """Puts the arrays [g, b, ...] of a batch on the devices, spread as the rules say."""
+    return put(dict(batch), batch_shardings(batch, mesh, rules))
 
 
 def put(tree: PyTree, shardings: PyTree) -> PyTree:

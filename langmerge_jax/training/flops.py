@@ -117,6 +117,28 @@ def step_flops(
     )
 
 
+def recomputed_flops(
+    config: LlamaConfig, spec: LoraSpec, *, lengths: Sequence[int], remat: str
+) -> int:
+    """Counts what the backward pass of a step computes again, of the products in the layers.
+
+    The forward pass of the layers: with `layer` all of it, with `products` all but the products
+    with frozen weights. What a kernel of attention computes again by itself is not counted.
+
+    Args:
+      config, spec, lengths: see `step_flops`.
+      remat: one of `llama.REMAT`.
+    """
+    if remat == "none":
+        return 0
+    tokens, pairs = sum(lengths), sum(length * (length + 1) // 2 for length in lengths)
+    shapes = config.projections()
+    weights = sum(2 * i * o for i, o in shapes.values()) if remat == "layer" else 0
+    lora = sum(2 * sum(shapes[name]) * spec.rank for name in spec.targets)
+    attention = 2 * 2 * config.num_attention_heads * config.head_dim
+    return config.num_hidden_layers * (tokens * (weights + lora) + pairs * attention)
+
+
 @functools.cache
 def _layer(config: LlamaConfig, spec: LoraSpec, *, below: bool) -> tuple[int, int, int]:
     """Counts of one layer: weights and factors a token, attention a pair of positions.

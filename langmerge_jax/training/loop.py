@@ -23,13 +23,14 @@ from langmerge_jax.models.lora import Active
 from langmerge_jax.models.stacking import init_lora, stack, swap_leading, unstack
 from langmerge_jax.parallel.mesh import PyTree, Rules, place, put
 from langmerge_jax.parallel.processes import leads
+from langmerge_jax.training.arguments import batch_arguments, dropout_keys, where_batch_lies
 from langmerge_jax.training.batches import adapter_steps, steps_of, validation_batches
 from langmerge_jax.training.checkpoint import Checkpoints
 from langmerge_jax.training.flops import peak_flops, step_flops
 from langmerge_jax.training.profile import Profile
-from langmerge_jax.training.programs import AdapterPrograms
+from langmerge_jax.training.programs import AdapterPrograms, optimizer_of
 from langmerge_jax.training.settings import TrainSettings, adapter_seed
-from langmerge_jax.training.step import Division, TrainState, cut, make_optimizer
+from langmerge_jax.training.step import Division, TrainState, cut
 from langmerge_jax.training.steplog import Logs, StepLog
 from langmerge_jax.training.steps import CHECKPOINTS, STEPS, Step, run_steps
 from langmerge_jax.training.tensorboard import TensorBoard
@@ -70,14 +71,8 @@ class Trainer:
         self._base, self._settings = base, settings
         self._tensorboard, self._profile = tensorboard, profile
         self._whole = Rules().sharding(base.mesh, (), ())
-        self._tx = make_optimizer(
-            b1=settings.b1,
-            b2=settings.b2,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            max_grad_norm=settings.max_grad_norm,
-        )
-        self._keys = jax.jit(_dropout_keys, static_argnums=(2, 3), out_shardings=self._whole)
+        self._tx = optimizer_of(settings)
+        self._keys = jax.jit(dropout_keys, static_argnums=(2, 3), out_shardings=self._whole)
         self._programs: dict[int, AdapterPrograms] = {}
 
     def train(
@@ -166,6 +161,15 @@ class Trainer:
         state = self._fresh(names, start)
         return state, self._advance(names)
 
+    def compiled_step(self, step: Step) -> tuple[Division, Any]:
+        """Returns how the batch of a step was cut, and the compiler's account of a device's memory.
+
+        Args:
+          step: one that was taken, in which each adapter of its training has a group.
+        """
+        shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
+        return self._of(len(step.names)).compiled_step(shape)
+
     def time_alone(
         self, data: Mapping[str, Sequence[Encoded]], rounds: int = 5, timed: int = 4
     ) -> dict[str, dict[str, Any]]:
@@ -233,34 +237,22 @@ class Trainer:
         return TrainState(lora, optimizer, best, self._put(np.full(len(names), np.inf)))
 
     def _advance(self, names: Sequence[str]) -> Callable:
-        settings, base, rules = self._settings, self._base, Rules()
+        settings, base = self._settings, self._base
         programs = self._of(len(names))
-        scale = self._put(np.full(len(names), settings.scale))
         seeds = np.array([adapter_seed(name, settings.seed) for name in names], np.uint32)
 
         def advance(state: TrainState, step: Step) -> tuple[TrainState, jax.Array, float]:
             live = [names.index(name) for name in step.names]
-            rates, count = np.zeros(len(names)), np.ones(len(names))
-            rates[live] = step.rates
-            count[live] = np.maximum(step.arrays["weight"].sum(axis=(1, 2)), 1)
             rows = step.arrays["tokens"].shape[1]
 
             def arguments(division: Division) -> tuple:
-                arrays = {name: cut(x, division) for name, x in step.arrays.items()}
-                # Of each part, whichever rows it has of them.
-                ids = cut(np.repeat(np.array(live)[:, None], rows, axis=1), division)[:, :, 0]
-                keys = None
-                if settings.dropout:
-                    keys = self._keys(seeds[live], step.number, rows, division)
-                return (
-                    state,
-                    base.params,
-                    place(arrays, base.mesh, rules, parts=True),
-                    Active(self._put(ids, np.int32), scale, keys),
-                    self._put(live, np.int32),
-                    self._put(count),
-                    self._put(rates),
+                rest = batch_arguments(
+                    step.arrays, live, step.rates, division, n=len(names), scale=settings.scale
                 )
+                batch, active, *others = put(rest, where_batch_lies(rest, base.mesh))
+                if settings.dropout:
+                    active.keys = self._keys(seeds[live], step.number, rows, division)
+                return state, base.params, batch, active, *others
 
             shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
             division, compiling = programs.divide(
@@ -333,18 +325,6 @@ class Trainer:
         if n not in self._programs:
             self._programs[n] = AdapterPrograms(self._base, self._settings, self._tx, n)
         return self._programs[n]
-
-
-def _dropout_keys(seeds: jax.Array, step: int, rows: int, division: Division) -> jax.Array:
-    """Random keys of adapters with these seeds, one a row, cut like the batch.
-
-    What is dropped is the adapter's own affair, and the row's.
-    """
-
-    def key(seed, row):
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), row)
-
-    return cut(jax.vmap(jax.vmap(key, (None, 0)), (0, None))(seeds, jnp.arange(rows)), division)
 
 
 def _check_rows(data: Mapping[str, Sequence[Encoded]], settings: TrainSettings) -> None:

@@ -1,0 +1,308 @@
+"""What a config's training would take of devices that one may rent, before anything is paid for."""
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from langmerge_jax.data.batching import bucket
+from langmerge_jax.data.encoding import Encoded
+from langmerge_jax.errors import InputError
+from langmerge_jax.lifecycle.run import COMBINED, Run
+from langmerge_jax.models.abstract import abstract_base, read_config
+from langmerge_jax.parallel.devices import measure_device
+from langmerge_jax.parallel.memory import human
+from langmerge_jax.parallel.mesh import make_mesh
+from langmerge_jax.parallel.topologies import CHIPS, Chip, devices_of
+from langmerge_jax.reporting.table import Cell, Table
+from langmerge_jax.training.batches import adapter_steps, steps_of
+from langmerge_jax.training.planning import (
+    Roofline,
+    Shape,
+    StepMemory,
+    measure_step,
+    roofline,
+    step_memory,
+)
+from langmerge_jax.training.settings import TrainSettings
+from langmerge_jax.training.steps import Step
+
+logger = logging.getLogger(__name__)
+
+AT_HAND = "at hand"
+
+Rows = Sequence[Encoded]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One training on one arrangement of devices.
+
+    Attributes:
+      where: topology and mesh.
+      devices: how many.
+      chip: what each has.
+      memory: of the largest step.
+      step: the least seconds of that.
+      seconds: the least of all steps.
+    """
+
+    where: str
+    devices: int
+    chip: Chip
+    memory: StepMemory
+    step: Roofline
+    seconds: float
+
+
+def plan(
+    run: Run,
+    topologies: Sequence[str],
+    *,
+    length: int,
+    answer: int,
+    utilization: float,
+    measure: bool = False,
+) -> str:
+    """Returns a table of what training takes, the least device time first, and what would help.
+
+    Args:
+      run: of the config; no weights are read, and with a length no rows either.
+      topologies: of TPU slices; none for the devices at hand.
+      length: of every row in tokens; 0 reads the rows.
+      answer: tokens of it that are predicted, with a length.
+      utilization: the share of the least time's speed that is counted on.
+      measure: whether the largest step is taken, too, for which the base's weights are loaded; of
+        the devices at hand.
+
+    Raises:
+      InputError: for a topology or base that is not known, and a mesh that arranges no devices.
+    """
+    if measure and topologies:
+        raise InputError("--measure: takes a step on the devices at hand; leave --topology out")
+    if not 0 < utilization <= 1:
+        raise InputError(f"--utilization={utilization:g}: must be above 0 and at most 1")
+    name = run.path(run.config.base)
+    config = read_config(name)
+    settings = run.train_settings(config)
+    data = _rows(run, settings, length, answer)
+    size = run.config.adapters_at_once or len(data)
+    plans = []
+    for topology, devices in _slices(topologies):
+        kind = devices[0].device_kind
+        chip = CHIPS[kind] if topology != AT_HAND else measure_device(devices[0], run.dtype)
+        meshes = [run.mesh] if topology == AT_HAND else _meshes(run.config, devices)
+        for mesh in meshes:
+            base = abstract_base(
+                name, config, mesh=mesh, dtype=run.dtype, attention=run.config.attention
+            )
+            steps = _steps(data, settings, mesh, size, alike=length > 0)
+            largest = max(steps, key=lambda shape: (_tokens(shape), shape))
+            where = f"{topology} {_named(mesh)}"
+            logger.info("%s: compiling a step of %d x %d x %d tokens", where, *largest[0])
+            memory = step_memory(base, settings, largest, chip.memory)
+            times = {x: roofline(base, settings, x, memory.division, chip) for x in steps}
+            total = sum(count * times[shape].seconds for shape, count in steps.items())
+            plans.append(Plan(where, len(devices), chip, memory, times[largest], total))
+    plans.sort(key=lambda x: (not x.memory.fits, x.devices * x.seconds))
+    price = run.config.dollars_per_device_hour
+    text = _memory_table(plans).text() + "\n" + _time_table(plans, price, utilization).text()
+    below = [_lacking(x, settings, min(size, len(data))) for x in plans]
+    if measure and plans[0].memory.fits:
+        below.append(_measured(plans[0], run, settings, _jobs(data, size)))
+    return "\n".join([text, *filter(None, below)]).rstrip()
+
+
+def _rows(run: Run, settings: TrainSettings, length: int, answer: int) -> dict[str, list[Encoded]]:
+    """Rows to train on by adapter; with a length, as many as the config says and all alike."""
+    groups = {x: (x,) for x in run.languages}
+    if run.config.combined:
+        groups = {COMBINED: run.languages}
+    if not length:
+        return {
+            name: run.encode([row for x in languages for row in run.examples(x, "train")])
+            for name, languages in groups.items()
+        }
+    count = run.config.data.rows.train
+    if count < 1:
+        raise InputError(
+            f"--length={length}: data.rows.train={count} says not how many rows of it there are; "
+            "give --config.data.rows.train, or leave --length out"
+        )
+    if not answer < length:
+        raise InputError(
+            f"--answer_length={answer}: must be below --length={length}, which counts it"
+        )
+    bucket(length, settings.lengths)
+    row = Encoded((0,) * (length - answer), (0,) * answer)
+    return {name: [row] * (count * len(languages)) for name, languages in groups.items()}
+
+
+def _slices(topologies: Sequence[str]) -> Iterator[tuple[str, Sequence[jax.Device]]]:
+    if not topologies:
+        yield AT_HAND, jax.devices()
+    for topology in topologies:
+        yield topology, devices_of(topology)
+
+
+def _meshes(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> list[Mesh]:
+    """The config's mesh if it says one that arranges a slice, else two that share the rows.
+
+    A mesh on which the rows do not spread evenly would compute all of them on every device.
+    """
+    wanted, rows = config.mesh.to_dict(), config.train.batch_size
+    if wanted != {"data": -1, "fsdp": 1, "tensor": 1} or len(devices) == 1:
+        try:
+            return [make_mesh(**wanted, devices=devices)]
+        except InputError as error:
+            logger.info("%s", error)
+    found = []
+    for tensor in (1, 2, 4, 8):
+        fsdp = len(devices) // tensor
+        if fsdp * tensor == len(devices) and rows % fsdp == 0:
+            found.append(make_mesh(1, fsdp, tensor, devices=devices))
+    if not found:
+        raise InputError(
+            f"{len(devices)} devices do not share train.batch_size={rows} rows evenly by fsdp and "
+            "tensor up to 8; say how by --config.mesh.fsdp and --config.mesh.tensor"
+        )
+    return found[:2]
+
+
+def _named(mesh: Mesh) -> str:
+    sizes = [f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1]
+    return " ".join(sizes) or "one device"
+
+
+def _steps(
+    data: Mapping[str, Rows], settings: TrainSettings, mesh: Mesh, size: int, *, alike: bool
+) -> collections.Counter[Shape]:
+    """How many steps of each shape train all adapters, `size` of them side by side."""
+    found = collections.Counter()
+    for job in _jobs(data, size):
+        for step in adapter_steps(job, settings, mesh):
+            shape = _shape(step)
+            if alike:  # So are all steps.
+                found[shape] += max(steps_of(job, settings).values())
+                break
+            found[shape] += 1
+    return found
+
+
+def _jobs(data: Mapping[str, Rows], size: int) -> list[dict[str, Rows]]:
+    """The trainings, each of so many adapters side by side."""
+    names = sorted(data)
+    starts = range(0, len(names), size)
+    return [{name: data[name] for name in names[x : x + size]} for x in starts]
+
+
+def _shape(step: Step) -> Shape:
+    return step.arrays["tokens"].shape, step.arrays["target"].shape
+
+
+def _tokens(shape: Shape) -> int:
+    (groups, rows, length), _ = shape
+    return groups * rows * length
+
+
+def _gib(count: float) -> Cell:
+    return Cell(f"{count / 2**30:.2f}")
+
+
+def _memory_table(plans: Sequence[Plan]) -> Table:
+    kinds = ["base", "adapters", "optimizer", "best", "batch"]
+    rows = {}
+    for x in plans:
+        parts, memory = x.memory.division.groups * x.memory.division.rows, x.memory
+        given = {**memory.arguments}
+        given["batch"] += given.pop("padding", 0.0)
+        beside = Cell("-") if memory.free < 0 else _gib(memory.beside)
+        rows[x.where] = [
+            Cell("yes" if memory.fits else "no"),
+            Cell(str(parts)),
+            *(_gib(given[kind]) for kind in kinds),
+            beside,
+            _gib(memory.total),
+            _gib(x.chip.memory),
+        ]
+    return Table(
+        "Memory of a device, GiB, of the largest step as compiled",
+        "",
+        ["fits", "parts", *kinds, "beside", "sum", "has"],
+        rows,
+        [
+            "parts: that a batch is cut into. beside: temporaries and results. Of what the others "
+            "leave, 95 % may be taken by it"
+        ],
+    )
+
+
+def _time_table(plans: Sequence[Plan], price: float, utilization: float) -> Table:
+    rows = {}
+    for x in plans:
+        hours = x.seconds / utilization / 3600
+        cost = [Cell(f"{hours * x.devices * price:.2f}")] if price else []
+        rows[x.where] = [
+            Cell(f"{x.step.flops * x.chip.flops / 1e12:.3g}"),
+            *(Cell(f"{y:.3g}") for y in (x.step.flops, x.step.memory)),
+            Cell(f"{x.step.links:.3g}" if x.chip.links else "?"),
+            Cell(f"{hours:.2f}"),
+            Cell(f"{hours * x.devices:.2f}"),
+            *cost,
+            Cell(f"{x.memory.seconds:.0f}"),
+        ]
+    return Table(
+        "Seconds of that step at best, and hours of the training",
+        "",
+        [
+            *("TFLOP", "products", "memory", "links", "hours", "device hours"),
+            *(["dollars"] if price else []),
+            "compiled s",
+        ],
+        rows,
+        [
+            "TFLOP: of a device. products, memory, links: what the step needs of each, over its "
+            f"peak. Hours are all steps at {utilization:.0%} of the slowest of the three, which is "
+            "assumed (--utilization); validation, loading and compiling are not in them"
+        ],
+    )
+
+
+def _lacking(plan: Plan, settings: TrainSettings, groups: int) -> str:
+    """A line on what does not fit, empty for what does."""
+    memory = plan.memory
+    if memory.fits:
+        return ""
+    ways = ["more devices"]
+    if settings.keep == "best" and memory.arguments["best"] > -memory.free + memory.beside:
+        ways.append("train.keep='last'")
+    if groups > 1:
+        ways.append("adapters_at_once=1")
+    if memory.free < 0:
+        lack = f"weights and adapters take {human(sum(memory.arguments.values()))}, "
+        lack += f"the device has {human(plan.chip.memory)}"
+    else:
+        lack = f"the step asks for {human(memory.beside)}, {human(memory.free)} are left"
+        ways.append("a shorter task.max_length")
+        if settings.remat != "layer":
+            ways.append("train.remat='layer'")
+    return f"{plan.where} does not fit: {lack}; what helps: {', '.join(ways)}"
+
+
+def _measured(
+    plan: Plan, run: Run, settings: TrainSettings, jobs: Sequence[Mapping[str, Rows]]
+) -> str:
+    """A line on the largest step as it was taken."""
+    steps = (x for job in jobs for x in adapter_steps(job, settings, run.mesh))
+    step = max(steps, key=lambda x: (_tokens(_shape(x)), _shape(x)))
+    found = measure_step(run.trainer, step, run.mesh)
+    line = f"{plan.where}, measured: the step takes {found.seconds:.3g} s, "
+    line += f"{found.seconds / plan.step.seconds:.2f} times its least"
+    if found.beside is None:
+        return f"{line}; what memory it takes the system does not tell"
+    ratio = found.beside / plan.memory.beside
+    return f"{line}, and {human(found.beside)} beside its arguments, {ratio:.2f} times the plan's"

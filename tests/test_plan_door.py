@@ -1,0 +1,112 @@
+"""The plan door says what a training takes, of TPU slices and of the devices at hand."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+
+from langmerge_jax.reporting.table import WIDTH
+from tests.doors import refused_line, run_door
+
+FLAGS = ("--config=tests/tiny.py", "--config.data.rows.train=32", "--config.train.buckets=(128,)")
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU's compiler, is not installed",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A directory with no more of a model than its config; splash asks for heads of 128."""
+    directory = tmp_path_factory.mktemp("planned")
+    fields = {
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 256,
+    }
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def planned(base, *flags):
+    return (*FLAGS, f"--config.base={base}", "--length=100", *flags)
+
+
+def test_it_plans_for_the_devices_at_hand_takes_the_step_and_writes_nothing(
+    tiny_config, make_base, tmp_path
+):
+    workdir, base = tmp_path / "work", make_base(tiny_config)
+    flags = ["--config.train.buckets=(1024,)", "--length=1024", "--config.task.max_length=1024"]
+    flags += [f"--workdir={workdir}", f"--config.base={base}", "--config.dollars_per_device_hour=2"]
+    result = run_door("plan", *FLAGS, *flags, "--measure")
+    assert result.returncode == 0, result.stderr
+    *lines, _, last = result.stdout.splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    rows = [line.split() for line in lines if line.startswith("at hand")]
+    assert rows[0][3] == "yes"
+    assert "dollars" in result.stdout
+    said = re.fullmatch(
+        r"at hand data=2, measured: the step takes \S+ s, (\S+) times its least, and (\S+) MiB "
+        r"beside its arguments, (\S+) times the plan's",
+        last,
+    )
+    assert float(said[1]) > 0
+    # Smaller than what the allocator returns at once, the figure would mean nothing.
+    assert float(said[2]) > 64
+    assert 0.5 < float(said[3]) < 2
+    assert not workdir.exists()
+
+
+@needs_libtpu
+def test_it_compiles_for_tpu_slices_and_says_what_does_not_fit(base):
+    result = run_door("plan", *planned(base, "--topology=v5e:2x2"))
+    assert result.returncode == 0, result.stderr
+    fitting = [x for x in result.stdout.splitlines() if x.startswith("v5e:2x2") and "yes" in x]
+    assert len(fitting) == 2
+    big = json.loads((base / "config.json").read_text()) | {"hidden_size": 2**16}
+    other = base / "big"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(big | {"vocab_size": 2**19}))
+    result = run_door("plan", *planned(other, "--topology=v5e:2x2"))
+    assert result.returncode == 0, result.stderr
+    assert "v5e:2x2 fsdp=4 does not fit: weights and adapters take" in result.stdout
+    assert "the device has 15.8 GiB; what helps: more devices" in result.stdout
+
+
+@needs_libtpu
+def test_topologies_that_are_none_are_named(base):
+    line = refused_line("plan", *planned(base, "--topology=v9:2x2"))
+    assert "--topology=v9:2x2: libtpu knows none such" in line
+    assert "v5e:4x4" in line
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_without_the_tpu_compiler_the_extra_is_named(base):
+    line = refused_line("plan", *planned(base, "--topology=v5e:2x2"))
+    assert "libtpu is not installed; pip install -e '.[tpu]' brings it" in line
+
+
+def test_bad_flags_are_named(base):
+    line = refused_line("plan", *planned(base, "--measure", "--topology=v5e:2x2"))
+    assert "--measure: takes a step on the devices at hand" in line
+    assert "--utilization=2: must be above 0" in refused_line(
+        "plan", *planned(base, "--utilization=2")
+    )
+    line = refused_line("plan", *planned(base, "--answer_length=100"))
+    assert "--answer_length=100: must be below --length=100" in line
+    line = refused_line("plan", *planned(base, "--config.data.rows.train=0"))
+    assert "data.rows.train=0 says not how many rows" in line
+    assert "129 tokens fit no length bucket" in refused_line("plan", *planned(base, "--length=129"))
+    line = refused_line("plan", *FLAGS, "--length=100", "--config.base=nowhere")
+    assert "base model 'nowhere': no such directory" in line
