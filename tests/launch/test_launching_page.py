@@ -8,14 +8,15 @@ import sys
 
 import pytest
 
-from tests.doors import ROOT, run_door
+from tests.doors import ROOT
 from tests.launch.conftest import QUICK
 from tests.launch.test_dry_run import refused_by_gcloud
 from tests.launch.test_slurm import Cluster
+from tests.pages import accepts, blocks, commands
 
-PAGE = (ROOT / "docs/launching.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+PAGE = "docs/launching.md"
+BLOCKS = [block.text for block in blocks(PAGE)]
+COMMANDS = commands(BLOCKS)
 
 
 def of(*start: str) -> list[list[str]]:
@@ -23,17 +24,6 @@ def of(*start: str) -> list[list[str]]:
     found = [words for words in map(shlex.split, COMMANDS) if tuple(words[: len(start)]) == start]
     assert found, start
     return found
-
-
-def accepts(words: list[str]) -> None:
-    """Checks that a door knows all flags of a command, and that its config is there."""
-    assert words[:2] == ["python", "-m"]
-    package, _, door = words[2].partition(".")
-    assert package == "langmerge_jax"
-    # Flags are read before help is given.
-    result = run_door(door, *words[3:], "--help")
-    assert "error" not in result.stderr, result.stderr
-    assert "flags:" in result.stdout
 
 
 def test_all_commands_are_of_a_kind_that_is_run_below():
@@ -116,6 +106,7 @@ def test_what_other_commands_name_is_there():
 
 
 def test_what_the_page_says_lies_in_launch():
-    for name in re.findall(r"^\| `(?:python -m )?(launch[/.]\w+(?:\.\w+)?)`", PAGE, re.MULTILINE):
+    text = (ROOT / PAGE).read_text(encoding="utf-8")
+    for name in re.findall(r"^\| `(?:python -m )?(launch[/.]\w+(?:\.\w+)?)`", text, re.MULTILINE):
         path = ROOT / (name if "/" in name else name.replace(".", "/") + ".py")
         assert path.exists(), name
