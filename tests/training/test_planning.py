@@ -1,7 +1,6 @@
 """What is planned without weights is what the training then does."""
 
 import dataclasses
-import importlib.util
 import sys
 
 import jax
@@ -13,7 +12,7 @@ from langmerge_jax.models.abstract import abstract_base
 from langmerge_jax.models.checkpoint import load_base
 from langmerge_jax.parallel.memory import asked_for
 from langmerge_jax.parallel.mesh import make_mesh
-from langmerge_jax.parallel.topologies import Chip, devices_of
+from langmerge_jax.parallel.topologies import Chip
 from langmerge_jax.training.arguments import abstract_arguments
 from langmerge_jax.training.batches import adapter_steps
 from langmerge_jax.training.flops import recomputed_flops, step_flops
@@ -120,24 +119,6 @@ def test_the_figure_is_read_from_what_the_tpu_compiler_says():
     assert asked_for(said) == pytest.approx(394.16 * 2**30)
     assert asked_for("Used 512.50M of 15.75G hbm.") == pytest.approx(512.5 * 2**20)
     assert asked_for("RESOURCE_EXHAUSTED: no figure") == np.inf
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu, the TPU's compiler, is not installed",
-)
-def test_memory_of_a_tpu_step_grows_with_the_length_of_rows_and_not_its_square(tiny_config):
-    mesh = make_mesh(1, 4, 1, devices=devices_of("v5e:2x2"))
-    config = dataclasses.replace(tiny_config, head_dim=128)  # What splash attention takes.
-    base = abstract_base("base", config, mesh=mesh, dtype=jnp.bfloat16)
-    settings = dataclasses.replace(SETTINGS, remat="layer", dropout=0.0, buckets=(8192,))
-    lengths = (2048, 4096, 8192)
-    took = [
-        step_memory(base, settings, ((1, 4, length), (1, 4, 12)), 2.0**40).beside
-        for length in lengths
-    ]
-    slopes = np.diff(took) / np.diff(lengths)
-    assert slopes[1] == pytest.approx(slopes[0], rel=0.1), took
 
 
 def test_recomputation_is_the_forward_pass_of_the_layers(tiny_config):
