@@ -17,6 +17,7 @@ from benchmarks.random_base import random_params
 from langmerge_jax.models.attention import choose
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.config import LlamaConfig, RopeScaling
+from langmerge_jax.parallel.devices import measure_speed
 
 DTYPE = jnp.dtype(jnp.bfloat16)
 LANGUAGES = ("de", "en", "fr", "ja", "zh")
@@ -157,17 +158,13 @@ def measure_limits(section: Section, shape: Shape, device: jax.Device) -> Limits
     """Measures the device, and the link between it and the host."""
     section.settings |= {"matmul_side": shape.side, "copied_bytes": shape.copied}
     with jax.default_device(device):
-        # Random ones: on zeros a GPU draws less power and is faster.
-        x, y = (jax.random.normal(jax.random.key(i), (shape.side,) * 2, DTYPE) for i in range(2))
-        product = _seconds(jax.jit(jnp.matmul), x, y)
         numbers = jnp.zeros(shape.copied // 4, jnp.float32)
-        copy = _seconds(jax.jit(lambda x: x + 1), numbers)
     host = np.zeros(shape.copied // 4, np.float32)
-    there = _seconds(lambda: jax.device_put(host, device), calls=1)
+    there = _seconds(lambda: jax.device_put(host, device))
     # Each array keeps what was once copied of it. On a CPU nothing is copied.
     arrays = iter(jax.block_until_ready([numbers + i for i in range(_ROUNDS + 1)]))
-    back = _seconds(lambda: np.asarray(next(arrays)), calls=1)
-    found = Limits(2 * shape.side**3 / product, 2 * shape.copied / copy)
+    back = _seconds(lambda: np.asarray(next(arrays)))
+    found = Limits(*measure_speed(device, DTYPE, side=shape.side, copied=shape.copied))
     section.note("matmul", found.matmul / 1e12, "TFLOP/s")
     section.note("copy", found.copy / 1e9, "GB/s")
     section.note("host to device", shape.copied / there / 1e9, "GB/s")
@@ -175,16 +172,14 @@ def measure_limits(section: Section, shape: Shape, device: jax.Device) -> Limits
     return found
 
 
-def _seconds(function: Callable[..., Any], *arguments: jax.Array, calls: int = 10) -> float:
-    """The median over rounds of calls that follow one another, compiled before."""
+def _seconds(function: Callable[[], Any]) -> float:
+    """The median of calls, warm."""
 
     def take() -> None:
-        for _ in range(calls):
-            found = function(*arguments)
-        jax.block_until_ready(found)
+        jax.block_until_ready(function())
 
-    jax.block_until_ready(function(*arguments))
-    return statistics.median(measuring.timed(take) / calls for _ in range(_ROUNDS))
+    take()
+    return statistics.median(measuring.timed(take) for _ in range(_ROUNDS))
 
 
 def make_base(section: Section, shape: Shape, mesh: Mesh) -> Base:

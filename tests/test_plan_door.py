@@ -98,6 +98,8 @@ def test_without_the_tpu_compiler_the_extra_is_named(base):
 
 
 def test_bad_flags_are_named(base):
+    line = refused_line("plan", *planned(base, "--config.adapters_at_once=-1"))
+    assert "adapters_at_once=-1: give a number of adapters, or 0 for all" in line
     line = refused_line("plan", *planned(base, "--measure", "--topology=v5e:2x2"))
     assert "--measure: takes a step on the devices at hand" in line
     assert "--utilization=2: must be above 0" in refused_line(

@@ -14,8 +14,8 @@ from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.lifecycle.run import COMBINED, Run
 from langmerge_jax.models.abstract import abstract_base, read_config
-from langmerge_jax.parallel.devices import measure_device
-from langmerge_jax.parallel.memory import human
+from langmerge_jax.parallel.devices import measure_speed
+from langmerge_jax.parallel.memory import USABLE, free_memory, human
 from langmerge_jax.parallel.mesh import make_mesh
 from langmerge_jax.parallel.topologies import CHIPS, Chip, devices_of
 from langmerge_jax.reporting.table import Cell, Table
@@ -29,7 +29,6 @@ from langmerge_jax.training.planning import (
     step_memory,
 )
 from langmerge_jax.training.settings import TrainSettings
-from langmerge_jax.training.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +89,10 @@ def plan(
     config = read_config(name)
     settings = run.train_settings(config)
     data = _rows(run, settings, length, answer)
-    size = run.config.adapters_at_once or len(data)
+    size = run.at_once(len(data))
     plans = []
     for topology, devices in _slices(topologies):
-        kind = devices[0].device_kind
-        chip = CHIPS[kind] if topology != AT_HAND else measure_device(devices[0], run.dtype)
+        chip = _at_hand(run) if topology == AT_HAND else CHIPS[devices[0].device_kind]
         meshes = [run.mesh] if topology == AT_HAND else _meshes(run.config, devices)
         for mesh in meshes:
             base = abstract_base(
@@ -149,6 +147,16 @@ def _slices(topologies: Sequence[str]) -> Iterator[tuple[str, Sequence[jax.Devic
         yield topology, devices_of(topology)
 
 
+def _at_hand(run: Run) -> Chip:
+    """One of the devices at hand: what it does, and what of its memory is free."""
+    device = run.mesh.local_devices[0]
+    # So large that a product takes milliseconds.
+    side, copied = (1024, 2**28) if device.platform == "cpu" else (8192, 2**30)
+    memory = free_memory(run.mesh) / USABLE
+    speed = measure_speed(device, run.dtype, side=side, copied=copied)
+    return Chip(memory, speed.flops, speed.copy, None)
+
+
 def _meshes(config: ml_collections.ConfigDict, devices: Sequence[jax.Device]) -> list[Mesh]:
     """The config's mesh if it says one that arranges a slice, else two that share the rows.
 
@@ -185,11 +193,10 @@ def _steps(
     found = collections.Counter()
     for job in _jobs(data, size):
         for step in adapter_steps(job, settings, mesh):
-            shape = _shape(step)
             if alike:  # So are all steps.
-                found[shape] += max(steps_of(job, settings).values())
+                found[step.shape] += max(steps_of(job, settings).values())
                 break
-            found[shape] += 1
+            found[step.shape] += 1
     return found
 
 
@@ -198,10 +205,6 @@ def _jobs(data: Mapping[str, Rows], size: int) -> list[dict[str, Rows]]:
     names = sorted(data)
     starts = range(0, len(names), size)
     return [{name: data[name] for name in names[x : x + size]} for x in starts]
-
-
-def _shape(step: Step) -> Shape:
-    return step.arrays["tokens"].shape, step.arrays["target"].shape
 
 
 def _tokens(shape: Shape) -> int:
@@ -298,7 +301,7 @@ def _measured(
 ) -> str:
     """A line on the largest step as it was taken."""
     steps = (x for job in jobs for x in adapter_steps(job, settings, run.mesh))
-    step = max(steps, key=lambda x: (_tokens(_shape(x)), _shape(x)))
+    step = max(steps, key=lambda x: (_tokens(x.shape), x.shape))
     found = measure_step(run.trainer, step, run.mesh)
     line = f"{plan.where}, measured: the step takes {found.seconds:.3g} s, "
     line += f"{found.seconds / plan.step.seconds:.2f} times its least"

@@ -93,6 +93,17 @@ class Run:
     def mesh(self) -> jax.sharding.Mesh:
         return make_mesh(**self.config.mesh)
 
+    def at_once(self, count: int) -> int:
+        """Returns how many of `count` adapters train side by side, at least 1.
+
+        Raises:
+          InputError: if the config says a number below 0.
+        """
+        size = self.config.adapters_at_once
+        if size < 0:
+            raise InputError(f"adapters_at_once={size}: give a number of adapters, or 0 for all")
+        return size or max(count, 1)
+
     @property
     def dtype(self) -> jnp.dtype:
         """Of weights and computation."""

@@ -127,10 +127,8 @@ def _plan(
         logger.info("adapters there already, skipped: %s", ", ".join(done))
     jobs = {path: list(read_json(path / JOB)) for path in _unfinished(run, inputs)}
     missing = [name for name in missing if not any(name in names for names in jobs.values())]
-    size = run.config.adapters_at_once or len(missing)
-    if size < 0:
-        raise InputError(f"adapters_at_once={size}: give a number of adapters, or 0 for all")
-    for start in range(0, len(missing), max(size, 1)):
+    size = run.at_once(len(missing))
+    for start in range(0, len(missing), size):
         names = missing[start : start + size]
         jobs[run.training_directory("+".join(names), {n: inputs[n] for n in names})] = names
     return {str(path.relative_to(run.workdir)): names for path, names in jobs.items()}

@@ -167,8 +167,7 @@ class Trainer:
         Args:
           step: one that was taken, in which each adapter of its training has a group.
         """
-        shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
-        return self._of(len(step.names)).compiled_step(shape)
+        return self._of(len(step.names)).compiled_step(step.shape)
 
     def time_alone(
         self, data: Mapping[str, Sequence[Encoded]], rounds: int = 5, timed: int = 4
@@ -254,11 +253,10 @@ class Trainer:
                     active.keys = self._keys(seeds[live], step.number, rows, division)
                 return state, base.params, batch, active, *others
 
-            shape = (step.arrays["tokens"].shape, step.arrays["target"].shape)
             division, compiling = programs.divide(
-                programs.step, shape, settings.accumulation, arguments
+                programs.step, step.shape, settings.accumulation, arguments
             )
-            state, loss = programs.step((shape, division), *arguments(division))
+            state, loss = programs.step((step.shape, division), *arguments(division))
             return state, loss, compiling
 
         return advance

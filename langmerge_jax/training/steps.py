@@ -56,6 +56,11 @@ class Step:
     ended: Sequence[str] = ()
     lengths: Sequence[int] = ()
 
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Of its tokens [g, b, s] and targets [g, b, t]."""
+        return self.arrays["tokens"].shape, self.arrays["target"].shape
+
 
 def run_steps(
     what: str,
