@@ -11,20 +11,19 @@ import socket
 import subprocess
 import sys
 import time
-from itertools import cycle, islice
 
 import numpy as np
 import pytest
 
 from langmerge_jax.adapters import load_adapter
 from tests.doors import ROOT
+from tests.numbered import write_rows
 
 GONE = (
     "another process of this job is gone; start the same command again in all of them, it goes on "
     "from the newest checkpoint"
 )
 LANGUAGES = ("en", "ja")
-LABELS = ("positive", "negative", "neutral")
 STEPS = {"en": 36, "ja": 8}
 
 
@@ -41,14 +40,7 @@ class Ended:
 def flags(tmp_path_factory, tiny_config, make_base):
     """A tiny base and rows, and the flags that point at them: STEPS of each."""
     folder = tmp_path_factory.mktemp("rows")
-    for language, count in (("en", 36), ("ja", 8)):
-        path = folder / language / "train.jsonl"
-        path.parent.mkdir()
-        rows = [
-            {"text": f"{language} {number}: good {'bad ' * (number % 5)}", "label": label}
-            for number, label in enumerate(islice(cycle(LABELS), count))
-        ]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder, {"en": 36, "ja": 8})
     return {
         "config": "tests/tiny.py",
         "config.languages": str(LANGUAGES),

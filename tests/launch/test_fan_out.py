@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import cycle, islice
 
 import pytest
 
 from tests.doors import ROOT
+from tests.numbered import write_rows
 
 COUNTS = {"en": 40, "de": 12, "fr": 8, "ja": 12, "zh": 8}
-LABELS = ("positive", "negative", "neutral")
 RECIPES = ("ties_knots@0.5",)
 
 
@@ -24,14 +23,7 @@ RECIPES = ("ties_knots@0.5",)
 def flags(tmp_path_factory, tiny_config, make_base):
     """The flags of a config of five languages over a tiny base."""
     folder = tmp_path_factory.mktemp("rows")
-    for language, count in COUNTS.items():
-        path = folder / language / "train.jsonl"
-        path.parent.mkdir()
-        rows = [
-            {"text": f"{language} {number}: good {'bad ' * (number % 5)}", "label": label}
-            for number, label in enumerate(islice(cycle(LABELS), count))
-        ]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder, COUNTS)
     return [
         "--config=tests/tiny.py",
         f"--config.languages={tuple(COUNTS)}",
@@ -102,7 +94,7 @@ def test_one_program_is_a_measurement_too(together):
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process to kill in /proc")
 def test_five_processes_one_killed_midway_end_as_one_program(together, flags, tmp_path):
     workdir = tmp_path / "work"
-    apart = [*flags, "--by=process", "--at_once=2", "--every=0.5"]
+    apart = [*flags, "--by=process", "--at_once=2", "--every=0.1"]
     process = start(workdir, *apart)
 
     def log():
@@ -114,6 +106,9 @@ def test_five_processes_one_killed_midway_end_as_one_program(together, flags, tm
     (pid,) = [x for x in pids if "--languages=en" in pathlib.Path(f"/proc/{x}/cmdline").read_text()]
     # Two at a time share the cores of this machine.
     assert len(os.sched_getaffinity(int(pid))) == max(1, len(os.sched_getaffinity(0)) // 2)
+    # Held where it is for many looks, of which one has to tell of it.
+    os.kill(int(pid), signal.SIGSTOP)
+    time.sleep(2)
     os.kill(int(pid), signal.SIGKILL)
     _, err = ended(process, 143)
     assert err[-1].startswith("error: preempted; missing: en; run again")
