@@ -53,12 +53,17 @@ def watched() -> None:
     if status < 0 and meant:
         status = meant[0]
     if status in (-signal.SIGABRT, _ABORTED):
-        print(f"error: {_GONE}", file=sys.stderr)
+        _tell(_GONE)
         sys.exit(PREEMPTED)
     if status < 0:
         name = signal.Signals(-status).name
-        print(f"error: ended by {name}; start the same command again", file=sys.stderr)
+        _tell(f"ended by {name}; start the same command again")
     sys.exit(status if status >= 0 else 128 - status)
+
+
+def _tell(what: str) -> None:
+    # What the child was writing may have been cut off in its line.
+    print(f"\nerror: {what}", file=sys.stderr)
 
 
 def lost() -> None:
