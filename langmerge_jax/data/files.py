@@ -120,6 +120,7 @@ def _innermost(
 
 def _separated(path: pathlib.Path, delimiter: str) -> Table:
     rows: list[dict[str, str]] = []
+    lines: list[int] = []
     header: list[str] | None = None
     reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
     # The default, 128 KiB, is less than a long document.
@@ -127,8 +128,8 @@ def _separated(path: pathlib.Path, delimiter: str) -> Table:
     try:
         begin = 1
         for cells in reader:
-            place = f"{path}:{begin}"
-            begin = reader.line_num + 1
+            line, begin = begin, reader.line_num + 1
+            place = f"{path}:{line}"
             if not cells:
                 continue
             if header is None:
@@ -140,11 +141,12 @@ def _separated(path: pathlib.Path, delimiter: str) -> Table:
                 )
             else:
                 rows.append(dict(zip(header, cells, strict=True)))
+                lines.append(line)
     except csv.Error as error:
         raise InputError(f"{path}:{begin}: {error}") from error
     finally:
         csv.field_size_limit(limit)
-    return Table(str(path), rows)
+    return Table(str(path), rows, lines=lines)
 
 
 def _header(cells: list[str], place: str) -> list[str]:

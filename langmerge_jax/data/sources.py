@@ -138,7 +138,7 @@ class Source:
         return found
 
     def further(self, language: str, count: int) -> list[Example]:
-        """Returns up to `count` training rows beyond those that `draw` takes.
+        """Returns up to `count` training rows, 0 takes all, beyond those that `draw` takes.
 
         Raises:
           InputError: if there are none.

@@ -117,7 +117,7 @@ class UpdatedRun(RunWithin):
         if self.joins:
             return self._brought.draw(self.language, "train")
         if self._data is None:
-            return self._run.source.further(self.language, self.config.data.rows.further)
+            return self._run.source.further(self.language, self.config.data.rows.get("further", 0))
         rows = self._brought.draw(self.language, NEW)
         if not (found := self._run.source.without(rows, self.language)):
             raise InputError(f"--data={self._data}: every row is there already, none is new")

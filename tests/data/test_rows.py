@@ -84,7 +84,7 @@ def test_files_that_fit_a_pattern_are_one_table_in_the_order_of_their_names(writ
     table = read_table(str(tmp_path / "{language}" / "*.*"), split="train", language="ja")
     assert [row["text"] for row in table] == ["zeroth", "first", "second", "third"]
     assert table.name == f"{tmp_path}/ja/*.*"
-    places = [f"{tmp_path}/ja/{x}" for x in ("a.jsonl:1", "b.csv: row 1", "b.csv: row 2")]
+    places = [f"{tmp_path}/ja/{x}" for x in ("a.jsonl:1", "b.csv:2", "b.csv:3")]
     assert [table.place(i) for i in range(4)] == [*places, f"{tmp_path}/ja/c.parquet: row 1"]
     some = read_table(
         str(tmp_path / "*" / "*.*"), split="train", language="en", language_field="language"
@@ -138,7 +138,7 @@ def test_quoted_columns_keep_newlines_quotes_and_length(tmp_path, suffix, dialec
     path = tmp_path / f"train.{suffix}"
     rows = [
         {"text": row["text"], "tab\tand,comma": "x" * length}
-        for row, length in zip(ROWS, (0, 5, 200_000), strict=True)
+        for row, length in zip([*ROWS, ROWS[0]], (0, 5, 200_000, 1), strict=True)
     ]
     with path.open("w", encoding=encoding, newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), dialect=dialect)
@@ -147,7 +147,8 @@ def test_quoted_columns_keep_newlines_quotes_and_length(tmp_path, suffix, dialec
     limit = csv.field_size_limit()
     table = read_table(str(path), split="train")
     assert list(table) == rows
-    assert table.place(2) == f"{path}: row 3"
+    # The third takes two lines.
+    assert [table.place(i) for i in range(4)] == [f"{path}:{n}" for n in (2, 3, 4, 6)]
     assert csv.field_size_limit() == limit
 
 
@@ -182,7 +183,7 @@ def test_a_language_is_picked_by_its_column(write, tmp_path):
         table = read_table(path, language="ja", **pick)
         assert list(table) == [rows[0], rows[2]], kind
         # A place is counted in the file, not among the rows that were kept.
-        assert table.place(1) == (f"{path}:3" if kind == "jsonl" else f"{path}: row 3")
+        assert table.place(1) == path + {"jsonl": ":3", "csv": ":4"}.get(kind, ": row 3")
         assert [r["text"] for r in table.where("text", "良い")] == ["良い"]
         assert table.where("text", rows[2]["text"]).place(0) == table.place(1)
         message = refused(path, language="xx", language_field="language")

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import ml_collections
 import numpy as np
 import pytest
 
 from langmerge_jax.adapters import load_adapter
 from langmerge_jax.files import read_jsonl, write_jsonl
+from langmerge_jax.lifecycle.update import UpdatedRun
 from langmerge_jax.merging import merge
 from tests.doors import door
 
@@ -137,3 +139,12 @@ def test_what_an_update_lacks_is_said_in_one_line(flags, words, workdir):
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert files(workdir) == before
+
+
+def test_an_update_takes_all_further_rows_where_the_config_names_no_number(make_run, tmp_path):
+    rows = [{"id": str(i), "text": f"Number {i}", "label": "neutral"} for i in range(9)]
+    write_jsonl(tmp_path / "data" / "en" / "train.jsonl", rows)
+    run = make_run(**{"data.rows": ml_collections.ConfigDict({"train": 4})})
+    new = UpdatedRun(run, "en", None).new_rows()
+    assert len(new) == 5
+    assert not {row.text for row in new} & {row.text for row in run.examples("en", "train")}
