@@ -1,6 +1,7 @@
 """What every test may use: the place of real data, and tiny Llamas on disk."""
 
 import atexit
+import importlib.metadata
 import os
 import pathlib
 import tempfile
@@ -18,6 +19,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 # Programs here run for milliseconds and take seconds to compile: not for speed, then.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Unknown to jaxlib 0.11; until then it takes a third of the time.
+if importlib.metadata.version("jaxlib") < "0.11":
+    _flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{_flags} --xla_cpu_use_fusion_emitters=false".strip()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 

@@ -47,7 +47,8 @@ def test_it_plans_for_the_devices_at_hand_takes_the_step_and_writes_nothing(
     tiny_config, make_base, tmp_path
 ):
     workdir, base = tmp_path / "work", make_base(tiny_config)
-    flags = ["--config.train.buckets=(1024,)", "--length=1024", "--config.task.max_length=1024"]
+    flags = ["--config.train.buckets=(512,)", "--length=512", "--config.task.max_length=512"]
+    flags += ["--config.train.batch_size=8", "--config.adapters_at_once=1"]
     flags += [f"--workdir={workdir}", f"--config.base={base}", "--config.dollars_per_device_hour=2"]
     result = run_door("plan", *FLAGS, *flags, "--measure")
     assert result.returncode == 0, result.stderr
