@@ -9,11 +9,13 @@ devices at hand, and with --measure takes the step there, too. Only for that the
 read. Without --length the training rows are, for their lengths.
 """
 
+import math
 import os
 
 from absl import flags
 
 from langmerge_jax import cli
+from langmerge_jax.errors import InputError
 
 cli.define_flags()
 _TOPOLOGY = flags.DEFINE_list(
@@ -31,9 +33,26 @@ _ANSWER = flags.DEFINE_integer(
 _UTILIZATION = flags.DEFINE_float(
     "utilization", 0.5, "Share of the best speed that hours are counted with."
 )
+_DOLLARS = flags.DEFINE_list(
+    "dollars",
+    [],
+    "Dollars of a chip's hour by generation, such as v5e=1.2,v5p=4.2, for slices of several; "
+    "config.dollars_per_device_hour otherwise.",
+)
 _MEASURE = flags.DEFINE_bool(
     "measure", False, "Also take the largest step, on the devices at hand, and compare."
 )
+
+
+def _price(given: str) -> tuple[str, float]:
+    generation, _, dollars = given.partition("=")
+    try:
+        price = float(dollars)
+    except ValueError:
+        price = 0.0
+    if not 0 < price < math.inf:
+        raise InputError(f"--dollars={given}: give generation=dollars, such as v5e=1.2")
+    return generation, price
 
 
 def main() -> None:
@@ -55,6 +74,7 @@ def main() -> None:
             length=_LENGTH.value,
             answer=_ANSWER.value,
             utilization=_UTILIZATION.value,
+            prices=dict(map(_price, _DOLLARS.value)),
             measure=_MEASURE.value,
         )
     )

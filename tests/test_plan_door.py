@@ -6,7 +6,12 @@ import re
 
 import pytest
 
+from langmerge_jax.errors import InputError
+from langmerge_jax.lifecycle.planning import plan
+from langmerge_jax.lifecycle.run import Run
 from langmerge_jax.reporting.table import WIDTH
+from langmerge_jax.training.programs import Program
+from tests import tiny
 from tests.doors import refused_line, run_door
 
 FLAGS = ("--config=tests/tiny.py", "--config.data.rows.train=32", "--config.train.buckets=(128,)")
@@ -79,17 +84,15 @@ def test_it_compiles_for_tpu_slices_and_says_what_does_not_fit(base):
     other = base / "big"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(big | {"vocab_size": 2**19}))
-    result = run_door("plan", *planned(other, "--topology=v5e:2x2"))
+    flags = ["--dollars=v5e=1.5", "--config.mesh.fsdp=4", "--config.train.batch_size=6"]
+    result = run_door("plan", *planned(other, "--topology=v5e:2x2", *flags))
     assert result.returncode == 0, result.stderr
+    assert "hours  device hours  dollars" in result.stdout
+    assert "6 rows are not spread evenly over data x fsdp = 4 devices, 4 compute the same" in (
+        " ".join(result.stdout.split())
+    )
     assert "v5e:2x2 fsdp=4 does not fit: weights and adapters take" in result.stdout
     assert "the device has 15.8 GiB; what helps: more devices" in result.stdout
-
-
-@needs_libtpu
-def test_topologies_that_are_none_are_named(base):
-    line = refused_line("plan", *planned(base, "--topology=v9:2x2"))
-    assert "--topology=v9:2x2: libtpu knows none such" in line
-    assert "v5e:4x4" in line
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
@@ -99,17 +102,56 @@ def test_without_the_tpu_compiler_the_extra_is_named(base):
 
 
 def test_bad_flags_are_named(base):
-    line = refused_line("plan", *planned(base, "--config.adapters_at_once=-1"))
-    assert "adapters_at_once=-1: give a number of adapters, or 0 for all" in line
-    line = refused_line("plan", *planned(base, "--measure", "--topology=v5e:2x2"))
+    line = refused_line("plan", *planned(base, "--dollars=1.2"))
+    assert "--dollars=1.2: give generation=dollars, such as v5e=1.2" in line
+    line = refused_line("plan", *planned(base, "--topology=v5e:2x2", "--measure"))
     assert "--measure: takes a step on the devices at hand" in line
-    assert "--utilization=2: must be above 0" in refused_line(
-        "plan", *planned(base, "--utilization=2")
-    )
-    line = refused_line("plan", *planned(base, "--answer_length=100"))
-    assert "--answer_length=100: must be below --length=100" in line
-    line = refused_line("plan", *planned(base, "--config.data.rows.train=0"))
-    assert "data.rows.train=0 says not how many rows" in line
-    assert "129 tokens fit no length bucket" in refused_line("plan", *planned(base, "--length=129"))
-    line = refused_line("plan", *FLAGS, "--length=100", "--config.base=nowhere")
-    assert "base model 'nowhere': no such directory" in line
+
+
+GIVEN = {"length": 100, "answer": 16, "utilization": 0.5, "prices": {}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "topologies", "given", "said"),
+    [
+        ({"adapters_at_once": -1}, [], {}, "adapters_at_once=-1: give a number of adapters, or 0"),
+        ({"base": "nowhere"}, [], {}, "base model 'nowhere': no such directory"),
+        ({"data.rows.train": 0}, [], {}, "data.rows.train=0 says not how many rows"),
+        ({"mesh.fsdp": 0}, [], {}, "mesh data=-1 fsdp=0 tensor=1 does not arrange"),
+        ({}, [], {"utilization": 2}, "--utilization=2: must be above 0"),
+        ({}, [], {"answer": 100}, "--answer_length=100: must be below --length=100"),
+        ({}, [], {"length": 129}, "129 tokens fit no length bucket"),
+        ({}, [], {"prices": {"v5e": 1.0}}, "--dollars=v5e=…: --topology names no slice of v5e"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(base, tmp_path, setting, topologies, given, said):
+    with pytest.raises(InputError) as told:
+        plan(planned_run(base, tmp_path, **setting), topologies, **GIVEN | given)
+    assert said in str(told.value)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("setting", "last", "prices", "said"),
+    [
+        ({}, "v9:2x2", {}, "--topology=v9:2x2: there is none such"),
+        ({}, "v5p:2x2x1", {"v5e": 1.2}, "v5e, v5p have prices of their own; give --dollars=v5e=…,"),
+        ({"train.batch_size": 4}, "v5e:8x8", {}, "64 devices do not share train.batch_size=4 rows"),
+    ],
+)
+def test_all_slices_are_looked_at_before_any_is_compiled(
+    base, tmp_path, monkeypatch, setting, last, prices, said
+):
+    monkeypatch.setattr(Program, "compile", lambda *_: pytest.fail("compiles"))
+    run = planned_run(base, tmp_path, **setting)
+    with pytest.raises(InputError) as told:
+        plan(run, ["v5e:2x2", last], **GIVEN | {"prices": prices})
+    assert said in str(told.value)
+
+
+def planned_run(base, tmp_path, /, **settings):
+    config = tiny.get_config()
+    config.cpu_devices = 0  # This process has those it has.
+    config.train.buckets = (128,)
+    config.update_from_flattened_dict({"base": str(base), "data.rows.train": 32} | settings)
+    return Run(config.lock(), tmp_path, claim=False)

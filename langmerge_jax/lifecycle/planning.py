@@ -26,6 +26,7 @@ from langmerge_jax.training.planning import (
     StepMemory,
     measure_step,
     roofline,
+    row_shares,
     step_memory,
 )
 from langmerge_jax.training.settings import TrainSettings
@@ -43,16 +44,20 @@ class Plan:
 
     Attributes:
       where: topology and mesh.
-      devices: how many.
+      mesh: the devices.
       chip: what each has.
-      memory: of the largest step.
+      price: dollars of a device's hour; 0 if it is not known.
+      shape: of the largest step.
+      memory: of that.
       step: the least seconds of that.
       seconds: the least of all steps.
     """
 
     where: str
-    devices: int
+    mesh: Mesh
     chip: Chip
+    price: float
+    shape: Shape
     memory: StepMemory
     step: Roofline
     seconds: float
@@ -65,9 +70,12 @@ def plan(
     length: int,
     answer: int,
     utilization: float,
+    prices: Mapping[str, float],
     measure: bool = False,
 ) -> str:
-    """Returns a table of what training takes, the least device time first, and what would help.
+    """Returns tables of what training takes, and what would help where it does not fit.
+
+    What costs least comes first: dollars, or without prices hours of a device.
 
     Args:
       run: of the config; no weights are read, and with a length no rows either.
@@ -75,6 +83,7 @@ def plan(
       length: of every row in tokens; 0 reads the rows.
       answer: tokens of it that are predicted, with a length.
       utilization: the share of the least time's speed that is counted on.
+      prices: {generation: dollars of a chip's hour}; the config's where it has none.
       measure: whether the largest step is taken, too, for which the base's weights are loaded; of
         the devices at hand.
 
@@ -91,25 +100,24 @@ def plan(
     data = _rows(run, settings, length, answer)
     size = run.at_once(len(data))
     plans = []
-    for topology, devices in _slices(topologies):
-        chip = _at_hand(run) if topology == AT_HAND else CHIPS[devices[0].device_kind]
-        meshes = [run.mesh] if topology == AT_HAND else _meshes(run.config, devices)
-        for mesh in meshes:
-            base = abstract_base(
-                name, config, mesh=mesh, dtype=run.dtype, attention=run.config.attention
-            )
-            steps = _steps(data, settings, mesh, size, alike=length > 0)
-            largest = max(steps, key=lambda shape: (_tokens(shape), shape))
-            where = f"{topology} {_named(mesh)}"
-            logger.info("%s: compiling a step of %d x %d x %d tokens", where, *largest[0])
-            memory = step_memory(base, settings, largest, chip.memory)
-            times = {x: roofline(base, settings, x, memory.division, chip) for x in steps}
-            total = sum(count * times[shape].seconds for shape, count in steps.items())
-            plans.append(Plan(where, len(devices), chip, memory, times[largest], total))
-    plans.sort(key=lambda x: (not x.memory.fits, x.devices * x.seconds))
-    price = run.config.dollars_per_device_hour
-    text = _memory_table(plans).text() + "\n" + _time_table(plans, price, utilization).text()
-    below = [_lacking(x, settings, min(size, len(data))) for x in plans]
+    # All of them before any is compiled, which takes minutes.
+    for topology, mesh, price in list(_arrangements(run, topologies, prices)):
+        chip = CHIPS[mesh.devices.flat[0].device_kind] if topology else _at_hand(run)
+        base = abstract_base(
+            name, config, mesh=mesh, dtype=run.dtype, attention=run.config.attention
+        )
+        steps = _steps(data, settings, mesh, size, alike=length > 0)
+        largest = max(steps, key=lambda shape: (_tokens(shape), shape))
+        where = f"{topology or AT_HAND} {_named(mesh)}"
+        logger.info("%s: compiling a step of %d x %d x %d tokens", where, *largest[0])
+        memory = step_memory(base, settings, largest, chip.memory)
+        times = {x: roofline(base, settings, x, memory.division, chip) for x in steps}
+        total = sum(count * times[shape].seconds for shape, count in steps.items())
+        plans.append(Plan(where, mesh, chip, price, largest, memory, times[largest], total))
+    priced = all(x.price for x in plans)
+    plans.sort(key=lambda x: (not x.memory.fits, x.mesh.size * x.seconds * (x.price or 1)))
+    text = _memory_table(plans).text() + "\n" + _time_table(plans, utilization, priced).text()
+    below = [note for x in plans for note in (_lacking(x, settings), _unshared(x))]
     if measure and plans[0].memory.fits:
         below.append(_measured(plans[0], run, settings, _jobs(data, size)))
     return "\n".join([text, *filter(None, below)]).rstrip()
@@ -140,11 +148,25 @@ def _rows(run: Run, settings: TrainSettings, length: int, answer: int) -> dict[s
     return {name: [row] * (count * len(languages)) for name, languages in groups.items()}
 
 
-def _slices(topologies: Sequence[str]) -> Iterator[tuple[str, Sequence[jax.Device]]]:
+def _arrangements(
+    run: Run, topologies: Sequence[str], prices: Mapping[str, float]
+) -> Iterator[tuple[str, Mesh, float]]:
+    """Yields topology, mesh and price of each plan; the topology is empty for devices at hand."""
+    price = run.config.dollars_per_device_hour
+    generations = dict.fromkeys(x.partition(":")[0] for x in topologies)
+    if unknown := [x for x in prices if x not in generations]:
+        raise InputError(f"--dollars={unknown[0]}=…: --topology names no slice of {unknown[0]}")
+    lacking = [x for x in generations if x not in prices]
+    if lacking and len(generations) > 1 and (price or prices):
+        raise InputError(
+            f"{', '.join(generations)} have prices of their own; give --dollars="
+            f"{','.join(f'{x}=…' for x in generations)}"
+        )
     if not topologies:
-        yield AT_HAND, jax.devices()
+        yield "", run.mesh, price
     for topology in topologies:
-        yield topology, devices_of(topology)
+        for mesh in _meshes(run.config, devices_of(topology)):
+            yield topology, mesh, prices.get(topology.partition(":")[0], price)
 
 
 def _at_hand(run: Run) -> Chip:
@@ -244,17 +266,17 @@ def _memory_table(plans: Sequence[Plan]) -> Table:
     )
 
 
-def _time_table(plans: Sequence[Plan], price: float, utilization: float) -> Table:
+def _time_table(plans: Sequence[Plan], utilization: float, priced: bool) -> Table:
     rows = {}
     for x in plans:
         hours = x.seconds / utilization / 3600
-        cost = [Cell(f"{hours * x.devices * price:.2f}")] if price else []
+        cost = [Cell(f"{hours * x.mesh.size * x.price:.2f}")] if priced else []
         rows[x.where] = [
             Cell(f"{x.step.flops * x.chip.flops / 1e12:.3g}"),
             *(Cell(f"{y:.3g}") for y in (x.step.flops, x.step.memory)),
             Cell(f"{x.step.links:.3g}" if x.chip.links else "?"),
             Cell(f"{hours:.2f}"),
-            Cell(f"{hours * x.devices:.2f}"),
+            Cell(f"{hours * x.mesh.size:.2f}"),
             *cost,
             Cell(f"{x.memory.seconds:.0f}"),
         ]
@@ -263,7 +285,7 @@ def _time_table(plans: Sequence[Plan], price: float, utilization: float) -> Tabl
         "",
         [
             *("TFLOP", "products", "memory", "links", "hours", "device hours"),
-            *(["dollars"] if price else []),
+            *(["dollars"] if priced else []),
             "compiled s",
         ],
         rows,
@@ -275,9 +297,22 @@ def _time_table(plans: Sequence[Plan], price: float, utilization: float) -> Tabl
     )
 
 
-def _lacking(plan: Plan, settings: TrainSettings, groups: int) -> str:
+def _unshared(plan: Plan) -> str:
+    """A line on rows that a mesh does not spread over all its devices, empty if it does."""
+    (_, rows, _), _ = plan.shape
+    count = plan.mesh.shape["data"] * plan.mesh.shape["fsdp"]
+    shares = row_shares(plan.mesh, rows // plan.memory.division.rows)
+    if shares == count:
+        return ""
+    return (
+        f"{plan.where}: {rows} rows are not spread evenly over data x fsdp = {count} devices, "
+        f"{count // shares} compute the same; take sizes whose product divides train.batch_size"
+    )
+
+
+def _lacking(plan: Plan, settings: TrainSettings) -> str:
     """A line on what does not fit, empty for what does."""
-    memory = plan.memory
+    memory, ((groups, _, _), _) = plan.memory, plan.shape
     if memory.fits:
         return ""
     ways = ["more devices"]

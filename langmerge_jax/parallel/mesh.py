@@ -77,8 +77,9 @@ def make_mesh(
     """
     sizes = [data, fsdp, tensor]
     count = jax.device_count() if devices is None else len(devices)
-    if sizes.count(-1) == 1 and count % -math.prod(sizes) == 0:
-        sizes[sizes.index(-1)] = count // -math.prod(sizes)
+    given = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and given > 0 and count % given == 0:
+        sizes[sizes.index(-1)] = count // given
     if min(sizes) < 1 or math.prod(sizes) != count:
         raise InputError(
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not arrange {count} devices; "

@@ -2,13 +2,25 @@
 
 import dataclasses
 import importlib.util
+import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 
 from langmerge_jax.errors import InputError
 
-EXAMPLES = "v5e:2x2, v5e:4x4, v6e:2x4, v5p:2x2x1"
+# What Google offers, of the TPU compiler's many: v5p beyond a cube has sides of whole cubes.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = [x for x in itertools.product(range(4, 25, 4), repeat=3) if sorted(x) == list(x)]
+_SHAPES = {
+    "v5e": _FLAT,
+    "v6e": _FLAT,
+    "v5p": (
+        *("2x2x1", "2x2x2", "2x2x4", "2x4x4"),
+        *("x".join(map(str, x)) for x in _CUBES if math.prod(x) <= 6144),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +57,11 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
       topology: generation and shape, such as v5e:4x4.
 
     Raises:
-      InputError: without libtpu, and for a topology that it or `CHIPS` does not know.
+      InputError: without libtpu, and for a topology that Google does not offer.
     """
+    generation, _, shape = topology.partition(":")
+    if shape not in _SHAPES.get(generation, ()):
+        raise InputError(f"--topology={topology}: there is none such; {_offered(generation)}")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"--topology={topology}: the TPU compiler libtpu is not installed; "
@@ -55,16 +70,14 @@ def devices_of(topology: str) -> Sequence[jax.Device]:
     # Slow to import, and of no use elsewhere.
     from jax.experimental import topologies
 
-    try:
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(
-            f"--topology={topology}: libtpu knows none such ({str(error).splitlines()[0]}); "
-            f"these it knows: {EXAMPLES}"
-        ) from error
-    if devices[0].device_kind not in CHIPS:
-        raise InputError(
-            f"--topology={topology}: what a {devices[0].device_kind} can do is not known here; "
-            f"take {EXAMPLES}"
-        )
-    return devices
+    # A host has four chips or more, but for the one that has one.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
+    return topologies.get_topology_desc(topology, platform="tpu", **alone).devices
+
+
+def _offered(generation: str) -> str:
+    if generation not in _SHAPES:
+        return f"take one of {', '.join(_SHAPES)}, such as v5e:4x4"
+    shapes = _SHAPES[generation]
+    listed = [*shapes[: len(_FLAT)], *(["…"] if len(shapes) > len(_FLAT) else []), shapes[-1]]
+    return f"{generation} comes as {', '.join(dict.fromkeys(listed))}"

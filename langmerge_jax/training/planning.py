@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.parallel.memory import USABLE, peak_beside
+from langmerge_jax.parallel.mesh import Rules
 from langmerge_jax.parallel.topologies import Chip
 from langmerge_jax.training.arguments import abstract_arguments
 from langmerge_jax.training.flops import recomputed_flops, step_flops
@@ -135,7 +136,8 @@ def roofline(
 ) -> Roofline:
     """Counts the least that a step has to do on each device.
 
-    Padding is computed like tokens. Weights of a layer are read in every pass, and what other
+    Padding is computed like tokens, and rows that the mesh does not share out on every device that
+    has them. Weights of a layer are read in every pass, and what other
     devices of `fsdp` have of them comes over the links; with `tensor` the sums behind attention and
     MLP do. Of the memory's traffic that of the layers' outputs and the optimizer is counted, no
     temporaries.
@@ -149,6 +151,7 @@ def roofline(
     """
     (groups, rows, length), (_, _, targets) = shape
     config, sizes, devices = base.config, base.mesh.shape, base.mesh.size
+    shares = row_shares(base.mesh, rows // division.rows)
     spec, lengths = settings.lora(groups), [length] * (groups * rows)
     flops = step_flops(config, spec, lengths=lengths, targets=groups * rows * targets).total
     flops += recomputed_flops(config, spec, lengths=lengths, remat=settings.remat)
@@ -162,8 +165,7 @@ def roofline(
     factors = 4 * config.num_hidden_layers * groups * settings.rank
     factors *= sum(sum(config.projections()[name]) for name in settings.targets)
     # Of one device: the outputs of a layer.
-    spread = min(sizes["data"] * sizes["fsdp"], groups * rows)
-    outputs = groups * rows * length * config.hidden_size * item / spread
+    outputs = groups * rows * length * config.hidden_size * item / shares
     memory = (
         passes * layers / sizes["tensor"]
         # Factors and two moments are read and written, a gradient is written and read.
@@ -178,10 +180,16 @@ def roofline(
     sums = (passes // math.prod(division)) * 2 * config.num_hidden_layers * outputs
     links += 2 * apart["tensor"] * sums
     return Roofline(
-        flops / devices / chip.flops,
+        flops / (shares * sizes["tensor"]) / chip.flops,
         memory / chip.bandwidth,
         links / chip.links if chip.links else 0.0,
     )
+
+
+def row_shares(mesh: Mesh, rows: int) -> int:
+    """Returns into how many shares a mesh spreads rows; where it does not, devices do the same."""
+    (axes,) = Rules().spec(("rows",), (rows,), mesh)
+    return math.prod(mesh.shape[axis] for axis in axes or ())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,6 +68,12 @@ def check_arguments(_, directory: str, packing: str) -> None:
         assert (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
         assert mine.where.is_equivalent_to(theirs.where, len(mine.shape)), (mine, theirs)
     assert step_memory(model, settings, shape, 2.0**40).arguments["padding"] == 0
+    # Four rows are two for each device, three are three for both.
+    chip = Chip(2.0**34, 1e12, 1e9, 1e9)
+    four, three = (
+        roofline(model, settings, ((2, x, 32), (2, x, 12)), Division(1, 1), chip) for x in (4, 3)
+    )
+    assert three.flops == 1.5 * four.flops
     print("alike", file=sys.stderr)
 
 
