@@ -75,24 +75,25 @@ def test_it_plans_for_the_devices_at_hand_takes_the_step_and_writes_nothing(
 
 
 @needs_libtpu
-def test_it_compiles_for_tpu_slices_and_says_what_does_not_fit(base):
-    result = run_door("plan", *planned(base, "--topology=v5e:2x2"))
+def test_it_compiles_for_a_tpu_slice(base):
+    result = run_door("plan", *planned(base, "--topology=v5e:2x2", "--config.mesh.fsdp=4"))
     assert result.returncode == 0, result.stderr
-    fitting = [x for x in result.stdout.splitlines() if x.startswith("v5e:2x2") and "yes" in x]
-    assert len(fitting) == 2
+    assert result.stdout.splitlines()[2].split()[:3] == ["v5e:2x2", "fsdp=4", "yes"]
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_told_of_each_mesh(base, tmp_path):
     big = json.loads((base / "config.json").read_text()) | {"hidden_size": 2**16}
-    other = base / "big"
-    other.mkdir()
-    (other / "config.json").write_text(json.dumps(big | {"vocab_size": 2**19}))
-    flags = ["--dollars=v5e=1.5", "--config.mesh.fsdp=4", "--config.train.batch_size=6"]
-    result = run_door("plan", *planned(other, "--topology=v5e:2x2", *flags))
-    assert result.returncode == 0, result.stderr
-    assert "hours  device hours  dollars" in result.stdout
-    assert "6 rows are not spread evenly over data x fsdp = 4 devices, 4 compute the same" in (
-        " ".join(result.stdout.split())
-    )
-    assert "v5e:2x2 fsdp=4 does not fit: weights and adapters take" in result.stdout
-    assert "the device has 15.8 GiB; what helps: more devices" in result.stdout
+    (tmp_path / "config.json").write_text(json.dumps(big | {"vocab_size": 2**19}))
+    given = GIVEN | {"prices": {"v5e": 1.5}}
+    text = plan(planned_run(tmp_path, tmp_path / "work"), ["v5e:2x2"], **given)
+    assert " dollars" in text
+    for mesh in ("fsdp=4", "fsdp=2 tensor=2"):
+        assert f"v5e:2x2 {mesh} does not fit: weights and adapters take" in text
+    assert "the device has 15.8 GiB; what helps: more devices" in text
+    run = planned_run(tmp_path, tmp_path / "work", **{"mesh.fsdp": 4, "train.batch_size": 6})
+    said = "6 rows are not spread evenly over data x fsdp = 4 devices, 4 compute the same"
+    assert said in plan(run, ["v5e:2x2"], **given)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
