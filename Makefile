@@ -21,11 +21,11 @@ demo: install
 
 .venv-test/installed-%: setup.py $(LOCK)
 	$(PYTHON) -m venv .venv-test
-	.venv-test/bin/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[$*]'
+	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-compile -c $(LOCK) -e '.[$*]'
 	touch $@
 
 test: .venv-test/installed-$(TEST_EXTRA)
-	.venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	.venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Kills small experiments at every moment, four of them; about twenty minutes.
 reliability: .venv-test/installed-test

@@ -178,7 +178,7 @@ class Trainer:
           data: {adapter name: its encoded rows}.
           rounds: the adapters take turns, so that a machine that is slower for a while is so for
             all; the median over rounds counts.
-          timed: steps of each shape in a round.
+          timed: steps of each shape in a round, or as many as there are.
 
         Returns:
           {adapter name: {seconds: of the whole training, as scaled; steps: {rows x length: number};
@@ -201,12 +201,11 @@ class Trainer:
             for name, by_shape in steps.items():
                 for shape, some in by_shape.items():
                     start = time.monotonic()
-                    for number in range(timed):
-                        step = some[number % len(some)]
+                    for step in some:
                         states[name], loss, _ = advances[name](states[name], step)
                         loss.block_until_ready()
                     if turn:  # The first is to warm up.
-                        spent = (time.monotonic() - start) / timed
+                        spent = (time.monotonic() - start) / len(some)
                         seconds.setdefault((name, shape), []).append(spent)
         found = {}
         for name, taken in counts.items():
