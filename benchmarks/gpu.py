@@ -20,9 +20,10 @@ compiled already, compiling stands beside. A share is that of the rate of a matr
 (`matmul`, against model FLOPs, without what is computed again) or of a copy (`copy`, against bytes
 that have to be read and written), both measured in the same run. `compiled memory` is what the
 compiler says that a step takes, as `plan` counts it; `measured memory` has, in place of what comes
-beside the arguments, what the device had in use beside them while steps were timed. `gradient
-apart` compares a step with the same one taken in another way. Bars are for one NVIDIA H200, and
-are left out elsewhere. The status is 1 if a part failed, or an error is too large.
+beside the arguments, what the device had in use beside them while steps were timed, and `memory` of
+generation is that alone. `gradient apart` compares a step with the same one taken in another way.
+Bars are for one NVIDIA H200, and are left out elsewhere. The status is 1 if a part failed or was
+cut off, or an error is too large.
 
 Needs jax with a GPU, flax, optax, orbax-checkpoint, safetensors and numpy, and no network. With
 --tiny a tiny model goes the same way, on a CPU too.

@@ -163,7 +163,7 @@ class Journal:
                 if self._running:
                     name, began, section = self._running
                     told = {"wall_seconds": round(now - began, 2)}
-                    self._put(name, _copied(section), "cut off", f"at {now:.0f} s", **told)
+                    self._put(name, _copied(section), "cut off", f"not done at {now:.0f} s", **told)
                 for name in names:
                     if name not in self.parts:
                         self._put(name, Section(), "left out", f"the end came at {now:.0f} s")

@@ -315,6 +315,7 @@ def test_no_part_begins_that_does_not_fit(tmp_path):
 
 OVERRUN = """
 import itertools, pathlib, sys
+import jax
 from benchmarks.gpu_journal import Journal
 from benchmarks.gpu_shape import TINY
 
@@ -322,8 +323,9 @@ def part(section):
     for number in itertools.count():
         section.note(str(number % 100), 1)
 
-journal = Journal(pathlib.Path(sys.argv[1]), TINY, budget=1)
-with journal.ended_after(1.5, ["done", "endless", "after"]):
+jax.devices()
+journal = Journal(pathlib.Path(sys.argv[1]), TINY, budget=60)
+with journal.ended_after(3, ["done", "endless", "after"]):
     journal.take("done", lambda section: section.note("first", 1))
     journal.take("endless", part)
 """
