@@ -12,6 +12,7 @@ from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.decoding import Decoder
 from langmerge_jax.models.lora import LoraSpec
 from langmerge_jax.models.stacking import split_lora
+from langmerge_jax.parallel.memory import peak_beside
 from langmerge_jax.parallel.mesh import Rules
 
 _ROUNDS = 3
@@ -38,7 +39,7 @@ def decode(
     spec = lora = None
     if variants:
         spec = LoraSpec(variants, shape.rank, tuple(config.projections()))
-        lora = jax.block_until_ready(_random_lora(base, spec))
+        lora = jax.block_until_ready(random_lora(base, spec))
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, config.vocab_size, (groups * rows, shape.prompt)).tolist()
     decoder, times = Decoder(base, rows), []
@@ -64,12 +65,18 @@ def decode(
     run()
     section.note("cold", time.perf_counter() - start, "s")
     after, before = [], []
-    for _ in range(_ROUNDS):
-        after.append(run() / (shape.new - 1))
-        before.append(times[1] - times[0])
+
+    def rounds() -> None:
+        for _ in range(_ROUNDS):
+            after.append(run() / (shape.new - 1))
+            before.append(times[1] - times[0])
+
+    beside = peak_beside(base.mesh, rounds)
     section.median("the prompts", before)
     seconds = section.median("a token", after)
     weights, factors, cache = read_bytes(shape, base, groups * rows, lora)
+    if beside is not None:
+        section.note("memory", beside / 1e9, "GB")
     section.settings |= {
         "rows": groups * rows,
         "variants": variants,
@@ -99,7 +106,7 @@ def read_bytes(shape: Shape, base: Base, rows: int, lora: nnx.State | None) -> t
     return weights, factors, cache
 
 
-def _random_lora(base: Base, spec: LoraSpec) -> nnx.State:
+def random_lora(base: Base, spec: LoraSpec) -> nnx.State:
     """Adapters of random factors, drawn on the device."""
     _, abstract = split_lora(base.config, spec, base.dtype)
     drawn = []

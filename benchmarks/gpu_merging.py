@@ -13,22 +13,38 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import measuring
-from benchmarks.gpu_shape import Limits, Shape
+from benchmarks.gpu_decoding import random_lora
+from benchmarks.gpu_shape import LANGUAGES, Limits, Shape
 from benchmarks.gpu_training import Training
 from benchmarks.measuring import Section
 from langmerge_jax.adapters import Adapter, load_adapter, save_adapter
 from langmerge_jax.merging import Merge, merge
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.fold import fold as fold_into
+from langmerge_jax.models.lora import LoraSpec
+from langmerge_jax.models.stacking import unstack
 
 
-def adapters(section: Section, training: Training, scratch: pathlib.Path) -> dict[str, Adapter]:
-    """Takes the trained adapters to the host, and two of them to files and back."""
+def to_host(
+    section: Section, shape: Shape, base: Base, training: Training | None
+) -> dict[str, Adapter]:
+    """Takes adapters to the host: those of a training, or without one random ones."""
     start = time.perf_counter()
-    found = training.adapters()
+    if training is None:
+        section.remark("random factors, as no five were trained")
+        spec = LoraSpec(len(LANGUAGES), shape.rank, tuple(shape.config.projections()))
+        lora = random_lora(base, spec)
+        found = unstack(lora, names=LANGUAGES, scale=1.0, base=base.name)
+    else:
+        found = training.adapters()
     section.note("to the host", time.perf_counter() - start, "s")
     section.settings |= {"adapters": len(found), "bytes_an_adapter": _bytes(found) // len(found)}
     section.note("on the host", _bytes(found) / 1e9, "GB")
+    return found
+
+
+def to_files(section: Section, found: dict[str, Adapter], scratch: pathlib.Path) -> None:
+    """Takes two adapters to files and back."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         seconds = []
         for name in list(found)[:2]:
@@ -36,7 +52,6 @@ def adapters(section: Section, training: Training, scratch: pathlib.Path) -> dic
             seconds.append(measuring.timed(lambda d=directory, n=name: save_adapter(d, found[n])))
             _refuse_other(found[name], load_adapter(directory))
         section.median("one as PEFT", seconds)
-    return found
 
 
 def _refuse_other(one: Adapter, other: Adapter) -> None:

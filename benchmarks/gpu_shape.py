@@ -1,6 +1,7 @@
 """What `benchmarks.gpu` runs at: sizes, the device's limits, and the base."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from benchmarks import measuring
 from benchmarks.measuring import Section, Share
 from benchmarks.random_base import random_params
-from langmerge_jax.models.attention import choose
+from langmerge_jax.models.attention import Attention, choose
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.config import LlamaConfig, RopeScaling
 from langmerge_jax.parallel.devices import measure_speed
@@ -182,12 +183,18 @@ def _seconds(function: Callable[[], Any]) -> float:
     return statistics.median(measuring.timed(take) for _ in range(_ROUNDS))
 
 
+def for_device(shape: Shape, kind: str) -> Shape:
+    """The shape with the bars that hold for a device, by jax's name of it."""
+    return shape if "H200" in kind else dataclasses.replace(shape, bars={})
+
+
 def make_base(section: Section, shape: Shape, mesh: Mesh) -> Base:
     """Draws the weights on the device."""
     device, config = mesh.devices.flat[0], shape.config
     attention = choose(
         "auto", platform=device.platform, dtype=DTYPE, head_dim=config.head_dim, mesh=mesh
     )
+    attention = running(section, shape, attention)
     start = time.perf_counter()
     params = jax.block_until_ready(random_params(config, mesh, DTYPE))
     section.note("drawn, with compiling", time.perf_counter() - start, "s")
@@ -195,3 +202,29 @@ def make_base(section: Section, shape: Shape, mesh: Mesh) -> Base:
     section.settings |= {"attention": attention.backend, "parameters": sum(x.size for x in leaves)}
     section.note("weights", sum(x.nbytes for x in leaves) / 1e9, "GB")
     return Base("random", config, params, None, mesh, DTYPE, attention)
+
+
+def running(section: Section, shape: Shape, attention: Attention) -> Attention:
+    """Returns the attention, or `blockwise` in place of a kernel that fails on this device.
+
+    It is tried forward and backward, at the least and at the greatest length.
+    """
+    config = shape.config
+    heads = (config.num_attention_heads, *(config.num_key_value_heads,) * 2)
+
+    @jax.jit
+    def gradients(q, k, v):
+        out, back = jax.vjp(attention, q, k, v)
+        return back(out)
+
+    def take(length: int) -> None:
+        given = (jnp.ones((1, 1, length, count, config.head_dim), DTYPE) for count in heads)
+        jax.block_until_ready(gradients(*given))
+
+    if attention.backend == "blockwise" or all(
+        section.attempt(f"{attention.backend} at {length}", functools.partial(take, length))
+        for length in (shape.positions, shape.long)
+    ):
+        return attention
+    section.remark("attention is blockwise instead")
+    return dataclasses.replace(attention, backend="blockwise")

@@ -1,12 +1,18 @@
 """Training's own step, timed: lengths of the paper and beyond, five languages in one program."""
 
+import functools
 import math
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from flax import nnx
 
 from benchmarks import measuring
+from benchmarks.gpu_correct import apart
 from benchmarks.gpu_journal import OutOfMemory
 from benchmarks.gpu_shape import DTYPE, LANGUAGES, ROWS, Limits, Shape
 from benchmarks.measuring import Section
@@ -15,12 +21,16 @@ from langmerge_jax.data.encoding import Encoded
 from langmerge_jax.errors import InputError
 from langmerge_jax.models.checkpoint import Base
 from langmerge_jax.models.stacking import swap_leading, unstack
+from langmerge_jax.parallel.memory import peak_beside
 from langmerge_jax.training.batches import adapter_steps
 from langmerge_jax.training.flops import peak_flops, recomputed_flops, step_flops
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.settings import TrainSettings
+from langmerge_jax.training.step import in_pieces
 
-_ROUNDS = 3
+# Of gradients that have gone through all layers in bfloat16. On a CPU, with 32 layers 256 wide, two
+# ways to take a step were 1 % apart.
+_ROUNDING = 2.0**-5
 # Batches that a training goes through again and again.
 _BATCHES = 4
 
@@ -89,12 +99,23 @@ class Training:
         self._state, self._advance = setup.trainer.begin(names)
         self._setup, self._taken = setup, 0
 
-    def first(self) -> tuple[float, np.ndarray]:
-        """Takes the first step; returns seconds spent on compiling, and the adapters' losses."""
+    def first(self) -> tuple[float, float, np.ndarray]:
+        """Takes the first step; returns seconds of compiling and of the rest, and losses."""
+        start = time.perf_counter()
         try:
-            return self._take()
+            compiling, losses = self._take()
         except InputError as error:  # What compiles a step refuses what does not fit.
             raise OutOfMemory(str(error)) from error
+        return compiling, time.perf_counter() - start - compiling, losses
+
+    def gradient(self) -> np.ndarray:
+        """Returns the first adapter's gradient after one step, but for a factor.
+
+        It is Adam's first moment of the factors B: that of A has nothing in it, B being 0.
+        """
+        moments = nnx.to_flat_state(optax.tree.get(self._state.optimizer, "mu"))
+        found = [np.asarray(leaf[...]) for path, leaf in moments if path[-1] == "lora_b"]
+        return np.concatenate([x[0].ravel() for x in found])
 
     def take(self, count: int) -> None:
         """Takes steps, and waits for the last."""
@@ -124,25 +145,45 @@ def _rows(base: Base, length: int, seed: int) -> list[Encoded]:
 
 
 def alone(
-    section: Section, shape: Shape, setup: Setup, limits: Limits, length: int, bar: str
-) -> None:
+    section: Section,
+    shape: Shape,
+    setup: Setup,
+    limits: Limits,
+    length: int,
+    bar: str,
+    expected: np.ndarray | None,
+) -> np.ndarray:
     """One adapter, eight rows of one length a step.
 
     Args:
         bar: Its name in `shape.bars`, for tokens a second.
+        expected: The gradient of the first step, where it was taken in another way before.
+
+    Returns:
+        That gradient.
     """
     base, settings = setup.base, setup.settings
     training = Training(setup, LANGUAGES[:1], length)
-    compiling, _ = training.first()
+    compiling, first, _ = training.first()
     section.note("compiling", compiling, "s")
-    count = _steps_a_round(training, shape)
-    rounds = [measuring.timed(lambda: training.take(count)) / count for _ in range(_ROUNDS)]
-    seconds = section.median("a step", rounds)
+    gradient = training.gradient()
+    if expected is not None:
+        section.note("gradient apart", apart(gradient, expected), most=_ROUNDING)
+    count, rounds = _pace(training, shape, first)
+    take = functools.partial(training.take, count)
+    (seconds,) = _measure(section, setup, training, {"a step": take}, count, rounds)
 
     step = training.steps[0]
+    division, _ = setup.trainer.compiled_step(step)
     spec, targets = settings.lora(1), int(np.count_nonzero(step.arrays["weight"]))
     flops = step_flops(base.config, spec, lengths=step.lengths, targets=targets).total
-    again = recomputed_flops(base.config, spec, lengths=step.lengths, remat=settings.remat)
+    again = recomputed_flops(
+        base.config,
+        spec,
+        lengths=step.lengths,
+        targets=targets if in_pieces(step.shape, division, base.config.vocab_size) else 0,
+        remat=settings.remat,
+    )
     share = limits.of_matmul(flops / seconds)
     least = shape.bars.get(bar)
     section.note("tokens", training.tokens / seconds, "tok/s", least=least, share=share)
@@ -152,57 +193,79 @@ def alone(
         section.note("with recomputed", rate / 1e12, "TFLOP/s", share=limits.of_matmul(rate))
     if peak := peak_flops(base.mesh.devices.flat[0].device_kind, DTYPE):
         section.note("MFU by datasheet", 100 * flops / seconds / peak, "%")
-    division, sizes = setup.trainer.compiled_step(step)
-    # As `plan` counts it.
-    planned = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
-    planned += sizes.output_size_in_bytes - sizes.alias_size_in_bytes
-    section.note("compiled memory", planned / 1e9, "GB")
     section.settings |= {
-        "rows": ROWS,
-        "length": length,
         "remat": settings.remat,
-        "parts": math.prod(division),
-        "tokens_a_step": training.tokens,
         "model_flops_a_step": flops,
         "recomputed_flops_a_step": again,
-        "steps_a_round": count,
     }
+    return gradient
 
 
 def together(section: Section, shape: Shape, setup: Setup) -> Training:
     """Five adapters in one program, beside each by itself in turn; returns the former."""
     five = Training(setup, LANGUAGES, shape.short)
     each = [Training(setup, (name,), shape.short) for name in LANGUAGES]
-    compiling, losses = five.first()
+    compiling, first, losses = five.first()
     section.note("compiling", compiling, "s")
-    first = np.concatenate([training.first()[1] for training in each])
-    section.note("first losses apart", np.abs(first / losses - 1).max(), most=2.0**-7)
-    count = _steps_a_round(five, shape)
-    section.settings |= {
-        "rows": ROWS,
-        "length": shape.short,
-        "adapters": len(LANGUAGES),
-        "tokens_a_step": five.tokens,
-        "steps_a_round": count,
+    alone = np.concatenate([training.first()[2] for training in each])
+    section.note("losses apart", np.abs(alone / losses - 1).max(), most=2.0**-7)
+    error = apart(five.gradient(), each[0].gradient())
+    section.note("gradient apart", error, most=_ROUNDING)
+    count, rounds = _pace(five, shape, first)
+    contestants = {
+        "in one, a step": functools.partial(five.take, count),
+        "one by one, a step": lambda: [training.take(count) for training in each],
     }
-    rounds = measuring.interleaved(
-        {
-            "in one": lambda: five.take(count),
-            "one by one": lambda: [training.take(count) for training in each],
-        },
-        _ROUNDS,
-    )
-    found = {
-        who: section.median(f"{who}, a step", [x / count for x in seconds])
-        for who, seconds in rounds.items()
-    }
-    for who, seconds in found.items():
-        section.note(f"{who}, tokens", five.tokens / seconds, "tok/s")
-    least = shape.bars.get("together")
-    section.note("times faster", found["one by one"] / found["in one"], "x", least=least)
+    in_one, one_by_one = _measure(section, setup, five, contestants, count, rounds)
+    section.note("in one, tokens", five.tokens / in_one, "tok/s")
+    section.note("one by one, tokens", five.tokens / one_by_one, "tok/s")
+    # What is cut into parts is not in one.
+    least = shape.bars.get("together") if section.settings["parts"] == 1 else None
+    section.note("times faster", one_by_one / in_one, "x", least=least)
+    section.settings["adapters"] = len(LANGUAGES)
     return five
 
 
-def _steps_a_round(training: Training, shape: Shape) -> int:
-    """How many warm steps take about a round's seconds."""
-    return max(1, round(shape.round_seconds / measuring.timed(lambda: training.take(1))))
+def _pace(training: Training, shape: Shape, first: float) -> tuple[int, int]:
+    """Returns how many steps a round has, and how many rounds there are.
+
+    Args:
+        first: Seconds of the first step.
+    """
+    # A step that is long even without what the device does on a first one.
+    if first > 2 * shape.round_seconds:
+        return 1, 2
+    seconds = measuring.timed(lambda: training.take(1))
+    return max(1, round(shape.round_seconds / seconds)), 3
+
+
+def _measure(
+    section: Section,
+    setup: Setup,
+    training: Training,
+    contestants: Mapping[str, Callable[[], Any]],
+    count: int,
+    rounds: int,
+) -> list[float]:
+    """Notes and returns the seconds of a step, in rounds of so many, and notes their memory."""
+    taken: dict[str, list[float]] = {}
+    beside = peak_beside(
+        setup.base.mesh, lambda: taken.update(measuring.interleaved(contestants, rounds))
+    )
+    found = [section.median(name, [x / count for x in each]) for name, each in taken.items()]
+    step = training.steps[0]
+    division, sizes = setup.trainer.compiled_step(step)
+    arguments = sizes.argument_size_in_bytes
+    # As `plan` counts it.
+    planned = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    section.note("compiled memory", (arguments + planned) / 1e9, "GB")
+    if beside is not None:
+        section.note("measured memory", (arguments + beside) / 1e9, "GB")
+    section.settings |= {
+        "rows": ROWS,
+        "length": step.length,
+        "parts": math.prod(division),
+        "tokens_a_step": training.tokens,
+        "steps_a_round": count,
+    }
+    return found

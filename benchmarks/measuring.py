@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -203,6 +204,27 @@ class Section:
         self.settings = settings
         self.findings: dict[str, Finding] = {}
         self.seconds: dict[str, list[float]] = {}
+        self.remarks: list[str] = []
+
+    def remark(self, text: str) -> None:
+        """Notes what the numbers have to be read with."""
+        self.remarks.append(text)
+        print(f"  {text}", file=sys.stderr, flush=True)
+
+    def attempt(self, name: str, call: Callable[[], Any]) -> bool:
+        """Makes a call, and goes on where it raises, which is noted as more than may be.
+
+        Returns:
+            Whether it came through.
+        """
+        try:
+            call()
+        except Exception as error:
+            traceback.print_exc()
+            self.note(f"{name} fails", 1, most=0)
+            self.remark(f"{name}: {type(error).__name__}: {error}")
+            return False
+        return True
 
     def note(
         self,
@@ -237,7 +259,8 @@ class Section:
             if finding.share is not None:
                 share = float(f"{finding.share.value:.5g}")
                 findings[name]["share"] = {"value": share, "of": finding.share.of}
-        return {"settings": self.settings, "findings": findings, "seconds": self.seconds}
+        told = {"remarks": self.remarks} if self.remarks else {}
+        return {"settings": self.settings, "findings": findings, "seconds": self.seconds} | told
 
     def table(self, title: str) -> Table:
         """Returns the findings with their bars."""

@@ -31,9 +31,17 @@ is what was asked for; where it is not met, it says NO.
 `python -m benchmarks.gpu` is for one GPU, without network and with random weights of the shape of
 Llama-3.1-8B: training up to 8192 tokens a row, merging, folding and decoding, each as a share of
 what the chip's products and copies reach in the same run, after attention, loss, LoRA and KnOTS
-have been compared with float64. After 570 seconds it begins nothing more, and names what it left
-out. With `--tiny` a CPU goes the same way. It has not been run on a GPU yet, so there is no figure
-of one.
+have been compared with float64. It begins nothing that it reckons not to end within 570 seconds of
+its start, is ended after 590, and names what it left out. With `--tiny` a CPU goes the same way. It
+has not been run on a GPU yet, so there is no figure of one, and how long its parts take is reckoned
+too.
+
+What follows is expected to fall short first on an H200, for whoever runs it there to test.
+Generation with one row copies each layer's weights out of the stack that is scanned, unless XLA
+reads them in place: `XLA_FLAGS=--xla_gpu_enable_dynamic_slice_fusion=true` tries that, which
+jaxlib 0.10.2 leaves off. KnOTS takes Jacobi SVDs in float64 of 224 modules, one after another,
+reckoned at 8 to 14 seconds where 10 are asked for. And 8 rows of 8192 tokens with rematerialisation
+would need 686 TFLOP/s of products for the 12,500 tokens a second that are asked of them row by row.
 """
 
 CASES = {

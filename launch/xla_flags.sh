@@ -9,7 +9,10 @@ case ${1:-} in
     export XLA_FLAGS
     # Of a GPU's memory jax takes three quarters; a batch that would fit in what it leaves is cut
     # into parts. Not all of it: CUDA's libraries and NCCL allocate beside.
-    export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}
+    # Beside its former name jax refuses this one.
+    if [ -z "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ]; then
+      export XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.9}
+    fi
     ;;
   tpu)
     # Nothing. The flags that are passed on for TPUs, such as xla_enable_async_all_gather and

@@ -6,14 +6,21 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks.gpu_journal import Journal, Missing, OutOfMemory
-from benchmarks.gpu_shape import EIGHT_B, TINY
-from langmerge_jax.models.checkpoint import hf_shapes
+from benchmarks.gpu_merging import to_host
+from benchmarks.gpu_parts import parts
+from benchmarks.gpu_shape import EIGHT_B, TINY, for_device, running
+from benchmarks.machine import one_device
+from benchmarks.measuring import Section
+from langmerge_jax.models.attention import Attention
+from langmerge_jax.models.checkpoint import Base, hf_shapes
 from langmerge_jax.models.config import from_hf
 from tests.doors import ROOT
 
@@ -24,10 +31,12 @@ ABSENT = (
     *("tensorboardX", "threadpoolctl", "torch", "peft", "pandas", "pyarrow"),
 )
 PARTS = [
-    *("limits", "weights", "correct", "train 16", "train 32", "five", "adapters", "decode 1"),
-    *("decode 8", "128 by row", "128 remat", "knots 1", "ties fold", "decode 8 variants"),
-    "knots 0.5",
+    *("limits", "weights", "correct", "train 16", "train 32", "five", "adapters", "knots 1"),
+    *("ties fold", "knots 0.5", "decode 1", "128 by row", "decode 8", "decode 8 variants"),
+    "128 remat",
 ]
+# Those that there is a bar for, of an adapter set's life.
+BARRED = ("train 512", "five", "knots 1", "ties fold", "decode 1", "8192 by row")
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +95,7 @@ def test_every_part_is_measured(tiny):
     assert all(x["met"] for x in found["parts"]["correct"]["findings"].values())
     assert {"device", "date", "jax", "jaxlib", "flax", "numpy"} <= found["machine"].keys()
     assert found["model"]["hidden_size"] == 64
-    # A CPU counts no peak, and nobody is told one.
-    assert all(part["peak_bytes"] is None for part in found["parts"].values())
-    assert "does not count the memory" in printed
+    assert "No bars: they are for Llama-3.1-8B's shape on an NVIDIA H200." in printed
     # What only a CPU would need is missed aloud.
     assert "threadpoolctl is not installed" in besides
 
@@ -115,6 +122,7 @@ def test_tokens_are_those_of_the_steps(tiny):
     assert parts["128 by row"]["settings"]["parts"] == 8
     assert parts["128 remat"]["settings"]["parts"] == 1
     five = parts["five"]
+    assert five["settings"]["parts"] == 1
     seconds = {who: value(five, f"{who}, a step") for who in ("in one", "one by one")}
     for who in seconds:
         made = value(five, f"{who}, tokens") * seconds[who]
@@ -126,13 +134,25 @@ def test_tokens_are_those_of_the_steps(tiny):
         assert made == pytest.approx(rows, rel=1e-3)
 
 
-def test_compiled_memory_holds_what_lies_there(tiny):
+def test_ways_to_take_a_step_agree(tiny):
+    parts = tiny[0]["parts"]
+    for name in ("five", "128 remat"):
+        assert parts[name]["findings"]["gradient apart"]["met"]
+    assert "gradient apart" not in parts["128 by row"]["findings"]
+    # Two ways, which round in other places.
+    assert value(parts["128 remat"], "gradient apart") > 0
+
+
+def test_memory_holds_what_lies_there(tiny):
     parts = tiny[0]["parts"]
     weights = value(parts["weights"], "weights")
     # Factors and two moments of one adapter, float32.
     state = 3 * parts["adapters"]["settings"]["bytes_an_adapter"] / 1e9
-    found = {name: value(parts[name], "compiled memory") for name in PARTS[3:5] + PARTS[9:11]}
-    assert min(found.values()) > weights + state
+    trained = ("train 16", "train 32", "128 by row", "128 remat")
+    for what in ("measured memory", "compiled memory"):
+        found = {name: value(parts[name], what) for name in trained}
+        assert min(found.values()) > weights + state
+        assert value(parts["five"], what) > weights + 5 * state
     assert found["train 16"] < found["train 32"]
     # A row at a time holds the activations of one.
     assert found["128 by row"] < found["128 remat"]
@@ -231,7 +251,9 @@ def test_the_large_shape_is_that_of_llama_8b():
 
 def test_what_goes_wrong_is_written_down_and_the_rest_goes_on(tmp_path, capsys):
     path = tmp_path / "found.json"
-    journal = Journal(path, TINY, jax.devices()[0], budget=60)
+    journal = Journal(path, TINY, budget=60)
+    # Before anything is measured, so that a path that cannot be written is known.
+    assert json.loads(path.read_text())["parts"] == {}
 
     def too_large(section):
         section.note("before", 1)
@@ -248,6 +270,9 @@ def test_what_goes_wrong_is_written_down_and_the_rest_goes_on(tmp_path, capsys):
 
     def incorrect(section):
         section.note("attention", 0.5, most=0.1)
+        section.note("warm", 11, "s", most=10)
+        assert not section.attempt("loss", lambda: 1 / 0)
+        assert section.attempt("LoRA", lambda: section.note("LoRA", 0.05, most=0.1))
 
     journal.take("too large", too_large)
     written = json.loads(path.read_text())["parts"]["too large"]
@@ -267,23 +292,120 @@ def test_what_goes_wrong_is_written_down_and_the_rest_goes_on(tmp_path, capsys):
     }
     assert "70.0 GiB" in parts["refused"]["why"]
     assert "ZeroDivisionError: by nothing" in capsys.readouterr().err
-    assert journal.wrong() == ["broken", "correct: attention"]
+    # Too slow is not wrong.
+    assert journal.wrong() == ["broken", "correct: attention", "correct: loss fails"]
+    assert parts["correct"]["findings"]["LoRA"]["met"]
     text = journal.table().text()
     assert re.search(r"^refused +out of memory ", text, re.M)
     assert "refused: 8 rows need 70.0 GiB, 60.0 GiB are free" in text
+    assert "correct: loss: ZeroDivisionError: division by zero" in text
 
 
-def test_no_part_begins_beyond_the_budget(tmp_path):
-    journal = Journal(tmp_path / "found.json", TINY, jax.devices()[0], budget=-1)
-    journal.take("late", lambda section: pytest.fail("has begun"))
+def test_no_part_begins_that_does_not_fit(tmp_path):
+    start = time.monotonic() - 100
+    journal = Journal(tmp_path / "found.json", TINY, budget=120, start=start)
+    journal.take("late", lambda section: pytest.fail("has begun"), 21)
     assert journal.parts["late"]["status"] == "left out"
-    assert re.search(r"^late +left out ", journal.table().text(), re.M)
+    assert "late: 100 s had passed, and it takes about 21 s" in journal.table().text()
+    # Later ones that are shorter go on.
+    journal.take("short", lambda section: None, 15)
+    assert journal.parts["short"]["status"] == "measured"
     assert journal.wrong() == []
 
 
-def test_the_large_shape_asks_for_a_gpu(lacking):
+OVERRUN = """
+import itertools, pathlib, sys
+import jax
+from benchmarks.gpu_journal import Journal
+from benchmarks.gpu_shape import TINY
+
+def part(section):
+    for number in itertools.count():
+        section.note(str(number % 100), 1)
+
+jax.devices()
+journal = Journal(pathlib.Path(sys.argv[1]), TINY, budget=60)
+with journal.ended_after(3, ["done", "endless", "after"]):
+    journal.take("done", lambda section: section.note("first", 1))
+    journal.take("endless", part)
+"""
+
+
+def test_a_part_without_an_end_is_ended_and_all_is_told(lacking, tmp_path):
+    path = tmp_path / "found.json"
+    command = [sys.executable, "-c", OVERRUN, str(path)]
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu"],
+        command, cwd=ROOT, env=lacking, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    parts = json.loads(path.read_text())["parts"]
+    ways = {name: part["status"] for name, part in parts.items()}
+    assert ways == {"done": "measured", "endless": "cut off", "after": "left out"}
+    assert parts["endless"]["findings"]["0"]["value"] == 1
+    assert parts["endless"]["wall_seconds"] < 10
+    for name in ("done: first", "endless: 99", "endless", "after"):
+        assert re.search(rf"^{name}  ", result.stdout, re.M)
+    assert "error: endless; the reasons are above" in result.stderr
+
+
+def test_what_has_a_bar_comes_first_and_fits(tmp_path):
+    found = parts(EIGHT_B, one_device(), tmp_path)
+    # jax, its imports and the device, before anything is begun.
+    passed, begun = 25, []
+    for name, (seconds, _) in found.items():
+        if passed + seconds <= 570:
+            passed += seconds
+            begun.append(name)
+    assert set(BARRED) <= set(begun)
+    # What those go on from.
+    assert begun[:7] == [*("limits", "weights", "correct"), "train 128", "train 512", *PARTS[5:7]]
+
+
+def test_bars_are_for_one_device():
+    assert for_device(EIGHT_B, "NVIDIA H200") == EIGHT_B
+    assert for_device(EIGHT_B, "NVIDIA H100 80GB HBM3").bars == {}
+
+
+def test_a_kernel_that_fails_is_replaced(capsys):
+    # cuDNN's, on a CPU.
+    section = Section()
+    found = running(section, TINY, Attention("cudnn", one_device()))
+    assert found == Attention("blockwise", one_device())
+    assert section.findings["cudnn at 64 fails"].met is False
+    assert section.remarks[-1] == "attention is blockwise instead"
+    assert "Traceback" in capsys.readouterr().err
+    section = Section()
+    assert running(section, TINY, Attention("xla")) == Attention("xla")
+    assert section.findings == {}
+
+
+def test_merges_go_on_without_the_five():
+    mesh, section = one_device(), Section()
+    base = Base("random", TINY.config, None, None, mesh, jnp.dtype("bfloat16"), Attention())
+    found = to_host(section, TINY, base, None)
+    assert section.remarks == ["random factors, as no five were trained"]
+    assert set(found) == {"de", "en", "fr", "ja", "zh"}
+    shapes = hf_shapes(TINY.config)
+    for adapter in found.values():
+        assert len(adapter.modules) == 2 * 7
+        for module, factors in adapter.modules.items():
+            rows, columns = shapes[f"{module}.weight"]
+            assert (factors.b.shape, factors.a.shape) == ((rows, 4), (4, columns))
+    delta = {name: adapter.modules[module].delta() for name, adapter in found.items()}
+    assert np.abs(delta["de"]).max() > 0
+    assert not np.array_equal(delta["de"], delta["zh"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--notiny", "error: jax finds no GPU here; --tiny goes the same way on a CPU"),
+        ("--output=/dev/null/found.json", "nothing was measured"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_a_line(lacking, flag, said):
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", "--tiny", flag],
         cwd=ROOT,
         env=lacking,
         capture_output=True,
@@ -291,4 +413,7 @@ def test_the_large_shape_asks_for_a_gpu(lacking):
         check=False,
     )
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: jax finds no GPU here; --tiny")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert "Traceback" not in result.stderr

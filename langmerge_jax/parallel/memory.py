@@ -3,14 +3,19 @@
 import math
 import pathlib
 import re
+import threading
 from collections.abc import Callable
 
+import jax
 from jax.sharding import Mesh
 
 # The share of what is free that may be counted on: not all of it lies in one piece.
 USABLE = 0.95
 _HOST = pathlib.Path("/proc/meminfo")
 _PROCESS = pathlib.Path("/proc/self")
+# Between two looks at what a device has in use. A step's temporaries may be given back as soon as
+# its last kernel is queued, which is some milliseconds.
+_LOOK_SECONDS = 0.001
 # How the TPU compiler says what it lacks room for, of either kind.
 _ASKED = re.compile(r"(?:\(|Used )(\d+(?:\.\d+)?)([KMGT])\)? (?:exceeds available|of)")
 
@@ -34,8 +39,8 @@ def peak_beside(mesh: Mesh, call: Callable[[], None]) -> float | None:
     """Returns the most bytes of a device that a call takes beside what is in use before it.
 
     Of CPU devices a share of what the whole process takes more, as Linux counts it; what lies in
-    pieces below 32 MiB may be missing, which the allocator may still have from before. Of others it
-    is what the process took at most since it began. None where the system does not tell.
+    pieces below 32 MiB may be missing, which the allocator may still have from before. None where
+    the system does not tell.
 
     Args:
       mesh: the devices.
@@ -43,14 +48,34 @@ def peak_beside(mesh: Mesh, call: Callable[[], None]) -> float | None:
     """
     device = mesh.local_devices[0]
     if stats := device.memory_stats():
-        call()
-        return device.memory_stats()["peak_bytes_in_use"] - stats["bytes_in_use"]
+        return _most_in_use(device, call) - stats["bytes_in_use"]
     if device.platform != "cpu" or not (_PROCESS / "clear_refs").exists():
         return None
     (_PROCESS / "clear_refs").write_text("5")  # The peak begins anew.
     before = _of_process("VmRSS")
     call()
     return (_of_process("VmHWM") - before) / len(mesh.local_devices)
+
+
+def _most_in_use(device: jax.Device, call: Callable[[], None]) -> int:
+    """The most bytes in use: the peak where the call raises it, else the most that looks see."""
+    before, done = device.memory_stats(), threading.Event()
+    most = before["bytes_in_use"]
+
+    def look() -> None:
+        nonlocal most
+        while not done.wait(_LOOK_SECONDS):
+            most = max(most, device.memory_stats()["bytes_in_use"])
+
+    looks = threading.Thread(target=look, daemon=True)
+    looks.start()
+    try:
+        call()
+    finally:
+        done.set()
+        looks.join()
+    peak = device.memory_stats()["peak_bytes_in_use"]
+    return peak if peak > before["peak_bytes_in_use"] else most
 
 
 def _of_process(name: str) -> int:

@@ -118,25 +118,28 @@ def step_flops(
 
 
 def recomputed_flops(
-    config: LlamaConfig, spec: LoraSpec, *, lengths: Sequence[int], remat: str
+    config: LlamaConfig, spec: LoraSpec, *, lengths: Sequence[int], targets: int, remat: str
 ) -> int:
-    """Counts what the backward pass of a step computes again, of the products in the layers.
+    """Counts what the backward pass of a step computes again.
 
-    The forward pass of the layers: with `layer` all of it, with `products` all but the products
-    with frozen weights. What a kernel of attention computes again by itself is not counted.
+    Logits, and the forward pass of the layers: with `layer` all of it, with `products` all but the
+    products with frozen weights. What a kernel of attention computes again by itself is not
+    counted.
 
     Args:
       config, spec, lengths: see `step_flops`.
+      targets: tokens whose logits are computed again; see `step.in_pieces`.
       remat: one of `llama.REMAT`.
     """
+    head = targets * 2 * config.hidden_size * config.vocab_size
     if remat == "none":
-        return 0
+        return head
     tokens, pairs = sum(lengths), sum(length * (length + 1) // 2 for length in lengths)
     shapes = config.projections()
     weights = sum(2 * i * o for i, o in shapes.values()) if remat == "layer" else 0
     lora = sum(2 * sum(shapes[name]) * spec.rank for name in spec.targets)
     attention = 2 * 2 * config.num_attention_heads * config.head_dim
-    return config.num_hidden_layers * (tokens * (weights + lora) + pairs * attention)
+    return head + config.num_hidden_layers * (tokens * (weights + lora) + pairs * attention)
 
 
 @functools.cache

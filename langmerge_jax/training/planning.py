@@ -20,11 +20,8 @@ from langmerge_jax.training.flops import recomputed_flops, step_flops
 from langmerge_jax.training.loop import Trainer
 from langmerge_jax.training.programs import AdapterPrograms, optimizer_of
 from langmerge_jax.training.settings import TrainSettings
-from langmerge_jax.training.step import Division
+from langmerge_jax.training.step import Division, Shape, in_pieces
 from langmerge_jax.training.steps import Step
-
-# Of a batch's tokens [g, b, s] and targets [g, b, t].
-Shape = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +150,10 @@ def roofline(
     config, sizes, devices = base.config, base.mesh.shape, base.mesh.size
     shares = row_shares(base.mesh, rows // division.rows)
     spec, lengths = settings.lora(groups), [length] * (groups * rows)
-    flops = step_flops(config, spec, lengths=lengths, targets=groups * rows * targets).total
-    flops += recomputed_flops(config, spec, lengths=lengths, remat=settings.remat)
+    predicted = groups * rows * targets
+    flops = step_flops(config, spec, lengths=lengths, targets=predicted).total
+    again = predicted if in_pieces(shape, division, config.vocab_size) else 0
+    flops += recomputed_flops(config, spec, lengths=lengths, targets=again, remat=settings.remat)
     item = jnp.dtype(base.dtype).itemsize
     layers = sum(
         math.prod(leaf.shape) * item
@@ -216,8 +215,10 @@ def measure_step(trainer: Trainer, step: Step, mesh: Mesh, repeats: int = 3) -> 
         state, _, _ = jax.block_until_ready(advance(state, step))
         taken.append(time.perf_counter() - start)
 
+    def repeat() -> None:
+        for _ in range(repeats):
+            take()
+
     take()
-    beside = peak_beside(mesh, take)
-    for _ in range(repeats):
-        take()
+    beside = peak_beside(mesh, repeat)
     return MeasuredStep(min(taken[1:]), beside)

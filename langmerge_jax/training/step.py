@@ -1,6 +1,7 @@
 """One pure training step over groups of rows, jitted once a batch shape."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ from langmerge_jax.models.lora import Active
 from langmerge_jax.models.stacking import swap_leading
 
 PyTree = Any
+
+# Of a batch's tokens [g, b, s] and targets [g, b, t].
+Shape = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 # Logits that exist at once; 512 MB in float32.
 _LOGITS = 2**27
@@ -78,7 +82,7 @@ def token_losses(
         return optax.softmax_cross_entropy_with_integer_labels(model.logits(wanted), target)
 
     g, b, t = batch["target"].shape
-    size = max(1, most // (g * b * model.config.vocab_size))
+    size = _at_once(g * b, model.config.vocab_size, most)
     if size >= t:
         return losses((wanted, batch["target"])) * batch["weight"]
     count = -(-t // size)
@@ -90,6 +94,11 @@ def token_losses(
 
     found = jax.lax.map(jax.checkpoint(losses), (chunks(wanted), chunks(batch["target"])))
     return jnp.moveaxis(found, 0, 2).reshape(g, b, -1)[:, :, :t] * batch["weight"]
+
+
+def _at_once(rows: int, vocabulary: int, most: int) -> int:
+    """Targets of each row whose logits exist at once."""
+    return max(1, most // (rows * vocabulary))
 
 
 class Division(NamedTuple):
@@ -113,6 +122,12 @@ def divisions(groups: int, rows: int, devices: int = 1) -> list[Division]:
     apart = [Division(x, 1) for x in range(1, groups + 1) if groups % x == 0]
     unit = devices if rows % devices == 0 else 1
     return apart + [Division(groups, x) for x in range(2, rows + 1) if rows % (x * unit) == 0]
+
+
+def in_pieces(shape: Shape, division: Division, vocabulary: int) -> bool:
+    """Whether `token_losses` takes the targets piece by piece, and so computes logits twice."""
+    (groups, rows, _), (_, _, targets) = shape
+    return _at_once(groups * rows // math.prod(division), vocabulary, _LOGITS) < targets
 
 
 def cut(x: np.ndarray | jax.Array, division: Division) -> np.ndarray | jax.Array:

@@ -70,6 +70,10 @@ def test_flags_that_are_set_stay():
     found = flags("gpu", XLA_FLAGS="--xla_dump_to=d", XLA_PYTHON_CLIENT_MEM_FRACTION="0.5")
     assert found["XLA_FLAGS"].startswith("--xla_dump_to=d --xla_gpu")
     assert found["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+    # Both together jax refuses.
+    assert "XLA_CLIENT_MEM_FRACTION" not in found
+    assert flags("gpu", XLA_CLIENT_MEM_FRACTION="0.5")["XLA_CLIENT_MEM_FRACTION"] == "0.5"
+    assert flags("gpu")["XLA_CLIENT_MEM_FRACTION"] == "0.9"
     assert "XLA_FLAGS" not in flags("tpu")
 
 

@@ -127,7 +127,7 @@ def test_the_figure_is_read_from_what_the_tpu_compiler_says():
     assert asked_for("RESOURCE_EXHAUSTED: no figure") == np.inf
 
 
-def test_recomputation_is_the_forward_pass_of_the_layers(tiny_config):
+def test_recomputation_is_the_forward_pass_of_layers_and_head(tiny_config):
     lengths, spec = [16, 16], SETTINGS.lora(1)
     width, inner, keys, rank, layers = 32, 48, 16, 4, 2
     shapes = [(width, width), (width, keys), (width, keys), (width, width)]
@@ -137,10 +137,27 @@ def test_recomputation_is_the_forward_pass_of_the_layers(tiny_config):
     pairs = 2 * 16 * 17 // 2
     rest = layers * (32 * lora + pairs * 2 * 2 * width)
     asked = {
-        x: recomputed_flops(tiny_config, spec, lengths=lengths, remat=x)
+        x: recomputed_flops(tiny_config, spec, lengths=lengths, targets=10, remat=x)
         for x in ("none", "products", "layer")
     }
-    assert asked == {"none": 0, "products": rest, "layer": rest + layers * 32 * weights}
+    head = 10 * 2 * width * tiny_config.vocab_size
+    assert asked == {
+        "none": head,
+        "products": head + rest,
+        "layer": head + rest + layers * 32 * weights,
+    }
+
+
+def test_logits_of_long_rows_are_planned_twice(abstract):
+    chip = Chip(2.0**34, 1e12, 1e9, 1e9)
+    targets, vocabulary = 60_000, abstract.config.vocab_size
+    # 2^27 logits are those of all targets of four rows, but not of eight.
+    assert 4 * targets * vocabulary <= 2**27 < 8 * targets * vocabulary
+    shape = ((2, 4, 2**16), (2, 4, targets))
+    whole, halves = (
+        roofline(abstract, SETTINGS, shape, Division(parts, 1), chip).flops for parts in (1, 2)
+    )
+    assert whole - halves == pytest.approx(8 * targets * 2 * 32 * vocabulary / 1e12)
 
 
 def test_time_is_bound_by_what_takes_longest(abstract):
