@@ -101,6 +101,23 @@ def test_a_process_that_failed_counts_for_more_than_those_that_it_ended(cluster)
     assert cluster.calls("scontrol") == []
 
 
+@pytest.mark.parametrize(
+    ("signal", "line"),
+    [
+        (
+            "KILL",
+            "error: a process was killed, mostly for want of memory on its node; give more by ",
+        ),
+        ("SEGV", "Segmentation fault"),
+    ],
+)
+def test_a_process_that_a_signal_ended_failed_by_itself(cluster, signal, line):
+    command = ("sh", "-c", f"[ $SLURM_PROCID = 0 ] && kill -{signal} $$; exit 143")
+    assert run(cluster, *command) == ["1"]
+    assert line in cluster.log().splitlines()[-1]
+    assert cluster.calls("scontrol") == []
+
+
 def test_processes_that_are_told_to_end_are_waited_for(cluster):
     """Slurm sends the signal to all processes of a step, the shells around them too."""
     saves = "trap 'sleep 1; mkdir saved-$SLURM_PROCID; exit 143' TERM; kill -TERM $PPID $$; exit 1"
