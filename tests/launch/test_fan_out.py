@@ -12,7 +12,9 @@ import time
 
 import pytest
 
+from launch import gcloud, slices
 from tests.doors import ROOT
+from tests.launch.conftest import QUICK, SHARE
 from tests.numbered import write_rows
 
 COUNTS = {"en": 40, "de": 12, "fr": 8, "ja": 12, "zh": 8}
@@ -39,10 +41,10 @@ def flags(tmp_path_factory, tiny_config, make_base):
     ]
 
 
-def start(workdir, *flags, env=None):
-    """Starts a fan-out whose last words are read with `ended`."""
+def start(workdir, *flags, env=None, within=()):
+    """Starts a fan-out whose last words are read with `ended`; `within` another command."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.fan_out", f"--workdir={workdir}", *flags],
+        [*within, sys.executable, "-m", "launch.fan_out", f"--workdir={workdir}", *flags],
         cwd=ROOT,
         env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
@@ -126,9 +128,8 @@ def test_five_processes_one_killed_midway_end_as_one_program(together, flags, tm
     assert contents(workdir) == contents(together)
 
 
-# Takes a job as Slurm would, and gives its adapter from a workdir where it was trained.
-SBATCH = """#!/usr/bin/env bash
-echo "$@" >>"$FAKE/sbatch"
+# Gives the adapter of a language from a workdir where it was trained.
+GIVE = """
 for argument in "$@"; do
     case $argument in
     --output=*) output=${argument#*=} ;;
@@ -136,19 +137,28 @@ for argument in "$@"; do
     --workdir=*) workdir=${argument#*=} ;;
     esac
 done
+give() {
+    mkdir -p "$workdir/adapters"
+    cp -r "$TRAINED/adapters/$language" "$workdir/adapters/.$language"
+    mv "$workdir/adapters/.$language" "$workdir/adapters/$language"
+}
+"""
+
+# Takes a job as Slurm would.
+SBATCH = f"""#!/usr/bin/env bash
+{GIVE}
+echo "$@" >>"$FAKE/sbatch"
 if [[ -e $FAKE/refuse-$language ]]; then
     echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
     exit 1
 fi
 echo "Submitted batch job $$"
 if [[ -e $FAKE/fail-$language ]]; then
-    echo "error: the loss is nan" >"${output//%j/$$}"
+    echo "error: the loss is nan" >"${{output//%j/$$}}"
     exit "$(<"$FAKE/fail-$language")"
 fi
 while [[ -e $FAKE/hold ]]; do sleep 0.1; done
-mkdir -p "$workdir/adapters"
-cp -r "$TRAINED/adapters/$language" "$workdir/adapters/.$language"
-mv "$workdir/adapters/.$language" "$workdir/adapters/$language"
+give
 """
 
 
@@ -170,6 +180,7 @@ def test_what_slurm_refused_and_what_failed_there_is_all_that_runs_again(
     folder, env = slurm
     workdir = tmp_path / "work"
     by = [*flags, "--by=slurm", "--sbatch=--partition=gpu --time=60", "--name=mine"]
+    by += ["--languages=en,ja,zh"]
     (folder / "refuse-ja").touch()
     (folder / "fail-zh").write_text("1")
     _, err = ended(start(workdir, *by, env=env), 1)
@@ -180,7 +191,7 @@ def test_what_slurm_refused_and_what_failed_there_is_all_that_runs_again(
         "run again, it takes up what is missing"
     )
     calls = (folder / "sbatch").read_text().splitlines()
-    assert len(calls) == 5
+    assert len(calls) == 3
     (call,) = [call for call in calls if "--languages=en" in call]
     assert call.startswith(
         f"--wait --job-name=mine-en --output={workdir}/logs/mine-en-%j.log --partition=gpu "
@@ -191,10 +202,12 @@ def test_what_slurm_refused_and_what_failed_there_is_all_that_runs_again(
     (folder / "refuse-ja").unlink()
     (folder / "fail-zh").unlink()
     out, _ = ended(start(workdir, *by, env=env), 0)
-    assert out[-1] == f"results: {workdir}"
-    again = (folder / "sbatch").read_text().splitlines()[5:]
+    assert out[-1] == f"adapters: {workdir}/adapters; not merged without de, fr"
+    again = (folder / "sbatch").read_text().splitlines()[3:]
     assert sorted(re.search("--languages=(.*?) ", call)[1] for call in again) == ["ja", "zh"]
-    assert contents(workdir) == contents(together)
+    found, expected = contents(workdir), contents(together)
+    assert [x.split("/")[:2] for x in found] == [["adapters", x] for x in ("en", "ja", "zh")]
+    assert all(found[name] == expected[name] for name in found)
 
 
 def test_a_signal_cancels_the_jobs_of_slurm_and_begins_no_other(slurm, flags, tmp_path):
@@ -211,6 +224,85 @@ def test_a_signal_cancels_the_jobs_of_slurm_and_begins_no_other(slurm, flags, tm
     assert len((folder / "sbatch").read_text().splitlines()) == 2
 
 
+def test_a_job_that_ended_well_and_left_nothing_here_is_named(slurm, flags, tmp_path):
+    folder, env = slurm
+    (folder / "fail-en").write_text("0")
+    workdir = tmp_path / "work"
+    _, err = ended(start(workdir, *flags, "--by=slurm", "--languages=en", env=env), 1)
+    assert err[-1].startswith(f"error: en done ({workdir}/adapters/en is not here), log {workdir}/")
+
+
+# The python of a machine of a slice, where training takes no time.
+PYTHON = f"""#!/usr/bin/env bash
+[[ "$1 $2" == "-m langmerge_jax.train" ]] || exec {sys.executable} "$@"
+{GIVE}
+give
+"""
+# A share at /mnt/share that only what is started within sees.
+MOUNTED = (
+    *("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"),
+    'mount -t tmpfs none /mnt; mkdir /mnt/share; mount --bind "$0" /mnt/share; exec "$@"',
+)
+TPU = "--zone=us-west4-a --accelerator=v5litepod-8"
+
+
+def test_slices_take_up_what_is_missing_and_are_merged(cloud, together, flags, tmp_path):
+    share = tmp_path / "share"
+    within = (*MOUNTED, str(share))
+    if shutil.which("unshare") is None or subprocess.run([*within, "true"]).returncode:
+        pytest.skip("nobody may mount a share here, not even in a namespace of one's own")
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    env = cloud.environment() | {"TEST_PYTHON": f"{tmp_path}/python", "TRAINED": str(together)}
+    workdir = share / "runs/My_run"
+    for language in ("de", "fr", "zh"):
+        shutil.copytree(together / "adapters" / language, workdir / "adapters" / language)
+
+    def fan_out(status, *further):
+        tpu = " ".join([TPU, SHARE, *QUICK, f"--folder={tmp_path}/kept", *further])
+        given = [*flags, "--by=tpu", "--at_once=1", f"--tpu={tpu}"]
+        return ended(start("/mnt/share/runs/My_run", *given, env=env, within=within), status)
+
+    cloud.faults(create="RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded.", slices=0)
+    _, err = fan_out(1)
+    assert err[-1].startswith("error: en failed with status 1 (my-run-en (us-west4-a): ")
+    assert "Quota limit 'V5' has been exceeded." in err[-1]
+    said, _, status = err[-1].partition("; what lives and costs: python ")
+    assert said.endswith(
+        ", log /mnt/share/runs/My_run/logs/fan_out-en.log; run again, it takes up what is missing"
+    )
+    command = [sys.executable, *status.split()]
+    listed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert listed.stdout == "nothing that was started here lives in us-west4-a\n", listed.stderr
+    assert not (workdir / "merged").exists()
+
+    out, err = fan_out(0, "--delete_after=never")
+    assert out[-1] == "results: /mnt/share/runs/My_run"
+    assert any("still running: my-run-en (us-west4-a), ACTIVE" in line for line in err), err
+    assert contents(workdir) == contents(together)
+    assert cloud.alive().keys() == {"my-run-en"}
+    made = [call[4] for call in cloud.calls() if call[2:4] == ["queued-resources", "create"]]
+    assert made == ["my-run-en", "my-run-ja", "my-run-en"]
+    # Whatever its user's number, a machine may write there.
+    assert (workdir / "logs").stat().st_mode & 0o777 == 0o777
+
+
+@pytest.mark.parametrize(
+    ("run", "language", "name"),
+    [
+        ("sentiment_all", "en", "sentiment-all-en"),
+        ("My.Run-", "zh_Hans", "my-run-zh-hans"),
+        ("7B", "en", "run-7b-en"),
+        ("_", "en", "run-en"),
+        ("r" * 80, "ja", "r" * 60 + "-ja"),
+        ("r" * 59 + "_" * 9, "ja", "r" * 59 + "-ja"),
+    ],
+)
+def test_any_run_and_language_name_a_slice(run, language, name):
+    assert slices.slice_name(run, language) == name
+    gcloud.check(gcloud.Slice(name, "us-west4-a"))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -218,6 +310,28 @@ def test_a_signal_cancels_the_jobs_of_slurm_and_begins_no_other(slurm, flags, tm
         (["--config.combined=True"], "combined=True: is one training; start the train door"),
         (["--by=tpu", "--sbatch=-p x"], "--sbatch is for --by=slurm, not --by=tpu"),
         (["--at_once=2"], "--at_once is of jobs; one program takes config.adapters_at_once"),
+        (
+            ["--by=tpu", f"--tpu={TPU}"],
+            "--tpu: has no --share; adapters would stay on the slices, where they are not merged; "
+            "add --share=HOST:/PATH (docs/launching.md: The share)",
+        ),
+        (
+            ["--by=tpu", f"--tpu={TPU} {SHARE}", "--workdir=runs/mine"],
+            "--workdir=runs/mine: is not on the share; give one below /mnt/share, such as "
+            "/mnt/share/runs/mine",
+        ),
+        (
+            ["--by=tpu", f"--tpu={TPU} --share 10.0.0.2:/vol", "--workdir=/mnt/share/runs/mine"],
+            "/mnt/share: no share is mounted here, where adapters are waited for and merged; start "
+            "on a machine of its network, after sudo mount -t nfs 10.0.0.2:/vol /mnt/share",
+        ),
+        (
+            [
+                *("--by=tpu", f"--tpu={TPU} {SHARE} --zone=europe", "--dry_run"),
+                "--workdir=/mnt/share/runs/mine",
+            ],
+            "--tpu: --zone=europe: not a zone; give one such as us-west4-a",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_a_line(given, message, flags, tmp_path):
@@ -239,17 +353,15 @@ def test_the_status_is_that_of_what_failed(of_en, of_ja, status, slurm, flags, t
     assert "run again" in err[-1]
 
 
-def test_a_dry_run_prints_the_commands_of_slices_and_runs_none(flags, together, tmp_path):
-    workdir = tmp_path / "mine"
-    shutil.copytree(together / "adapters" / "en", workdir / "adapters" / "en")
-    given = ["--by=tpu", "--tpu=--zone=us-west4-a --accelerator=v5litepod-8", "--dry_run"]
+def test_a_dry_run_prints_the_commands_of_slices_and_runs_none(flags, tmp_path):
+    workdir = "/mnt/share/runs/mine_all"
+    given = ["--by=tpu", f"--tpu={TPU} {SHARE}", "--languages=de,ja", "--dry_run"]
     out, _ = ended(start(workdir, *flags, *given, "--recipes=ties_knots@0.5"), 0)
-    assert len(out) == 5
+    assert len(out) == 3
     assert out[0].startswith(
-        f"{sys.executable} -m launch.tpu_pod run --name=mine-de --zone=us-west4-a "
-        "--accelerator=v5litepod-8 -- python -m langmerge_jax.train --config=tests/tiny.py"
+        f"{sys.executable} -m launch.tpu_pod run --name=mine-all-de {TPU} {SHARE} "
+        "-- python -m langmerge_jax.train --config=tests/tiny.py"
     )
     assert out[0].endswith(f"--workdir={workdir} --languages=de --distributed=auto")
     assert "-m langmerge_jax.merge" in out[-1]
     assert "--config.merge.recipes=('\"'\"'ties_knots@0.5'\"'\"',)" in out[-1]
-    assert [x.name for x in workdir.iterdir()] == ["adapters"]
