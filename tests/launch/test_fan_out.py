@@ -1,5 +1,6 @@
 """Languages trained apart are those trained together, whatever fails on the way."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import pytest
 
 from launch import gcloud, slices
 from tests.doors import ROOT
-from tests.launch.conftest import QUICK, SHARE
+from tests.launch.conftest import FAKE, QUICK, SHARE
 from tests.numbered import write_rows
 
 COUNTS = {"en": 40, "de": 12, "fr": 8, "ja": 12, "zh": 8}
@@ -41,11 +42,11 @@ def flags(tmp_path_factory, tiny_config, make_base):
     ]
 
 
-def start(workdir, *flags, env=None, within=()):
+def start(workdir, *flags, env=None, within=(), cwd=ROOT):
     """Starts a fan-out whose last words are read with `ended`; `within` another command."""
     return subprocess.Popen(
         [*within, sys.executable, "-m", "launch.fan_out", f"--workdir={workdir}", *flags],
-        cwd=ROOT,
+        cwd=cwd,
         env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -238,6 +239,11 @@ PYTHON = f"""#!/usr/bin/env bash
 {GIVE}
 give
 """
+# The stand-in for gcloud knows one slice at a time: Japanese has a cloud of its own.
+GCLOUD = f"""#!/usr/bin/env bash
+[[ "$*" != *my-run-ja* ]] || FAKE_CLOUD=$FAKE_CLOUD/ja
+exec {FAKE}/gcloud "$@"
+"""
 # A share at /mnt/share that only what is started within sees.
 MOUNTED = (
     *("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"),
@@ -246,24 +252,37 @@ MOUNTED = (
 TPU = "--zone=us-west4-a --accelerator=v5litepod-8"
 
 
-def test_slices_take_up_what_is_missing_and_are_merged(cloud, together, flags, tmp_path):
-    share = tmp_path / "share"
-    within = (*MOUNTED, str(share))
+@pytest.fixture
+def slices_here(cloud, together, tmp_path):
+    """What a fan-out over slices is started with, on a machine that has mounted their share."""
+    within = (*MOUNTED, str(tmp_path / "share"))
     if shutil.which("unshare") is None or subprocess.run([*within, "true"]).returncode:
         pytest.skip("nobody may mount a share here, not even in a namespace of one's own")
-    (tmp_path / "python").write_text(PYTHON)
-    (tmp_path / "python").chmod(0o755)
-    env = cloud.environment() | {"TEST_PYTHON": f"{tmp_path}/python", "TRAINED": str(together)}
-    workdir = share / "runs/My_run"
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    (tmp_path / "ja").mkdir()
+    (tmp_path / "ja/share").symlink_to(tmp_path / "share")
+    (tmp_path / "bin").mkdir()
+    for name, text in (("python", PYTHON), ("bin/gcloud", GCLOUD)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = cloud.environment()
+    env |= {"PATH": f"{tmp_path / 'bin'}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+    env |= {"TEST_PYTHON": str(tmp_path / "python"), "TRAINED": str(together)}
+    return {"env": env, "within": within, "cwd": tmp_path}
+
+
+def test_slices_take_up_what_is_missing_and_are_merged(
+    slices_here, cloud, together, flags, tmp_path
+):
+    workdir = tmp_path / "share/runs/My_run"
     for language in ("de", "fr", "zh"):
         shutil.copytree(together / "adapters" / language, workdir / "adapters" / language)
 
     def fan_out(status, *further):
-        tpu = " ".join([TPU, SHARE, *QUICK, f"--folder={tmp_path}/kept", *further])
-        given = [*flags, "--by=tpu", "--at_once=1", f"--tpu={tpu}"]
-        return ended(start("/mnt/share/runs/My_run", *given, env=env, within=within), status)
+        given = [*flags, "--by=tpu", f"--tpu={' '.join([TPU, SHARE, *QUICK, *further])}"]
+        return ended(start("/mnt/share/runs/My_run", *given, **slices_here), status)
 
-    cloud.faults(create="RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded.", slices=0)
+    cloud.faults(create="RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded.")
     _, err = fan_out(1)
     assert err[-1].startswith("error: en failed with status 1 (my-run-en (us-west4-a): ")
     assert "Quota limit 'V5' has been exceeded." in err[-1]
@@ -271,18 +290,25 @@ def test_slices_take_up_what_is_missing_and_are_merged(cloud, together, flags, t
     assert said.endswith(
         ", log /mnt/share/runs/My_run/logs/fan_out-en.log; run again, it takes up what is missing"
     )
-    command = [sys.executable, *status.split()]
-    listed = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    listed = subprocess.run(
+        [sys.executable, *status.split()],
+        cwd=tmp_path,
+        env=slices_here["env"],
+        capture_output=True,
+        text=True,
+    )
     assert listed.stdout == "nothing that was started here lives in us-west4-a\n", listed.stderr
+    assert (workdir / "adapters/ja").exists()
     assert not (workdir / "merged").exists()
 
+    cloud.faults()
     out, err = fan_out(0, "--delete_after=never")
     assert out[-1] == "results: /mnt/share/runs/My_run"
     assert any("still running: my-run-en (us-west4-a), ACTIVE" in line for line in err), err
     assert contents(workdir) == contents(together)
-    assert cloud.alive().keys() == {"my-run-en"}
-    made = [call[4] for call in cloud.calls() if call[2:4] == ["queued-resources", "create"]]
-    assert made == ["my-run-en", "my-run-ja", "my-run-en"]
+    of_ja = dataclasses.replace(cloud, folder=tmp_path / "ja")
+    assert (set(cloud.alive()), set(of_ja.alive())) == ({"my-run-en"}, set())
+    assert [x.verbs().count("queued-resources create") for x in (cloud, of_ja)] == [2, 1]
     # Whatever its user's number, a machine may write there.
     assert (workdir / "logs").stat().st_mode & 0o777 == 0o777
 
