@@ -4,7 +4,8 @@
   python -m launch.fan_out --config=configs/sentiment_all.py --by=process --at_once=2
   python -m launch.fan_out --config=configs/sentiment_all.py --by=slurm --sbatch='--partition=gpu'
   python -m launch.fan_out --config=configs/sentiment_all.py --by=tpu \\
-      --tpu='--zone=us-west4-a --accelerator=v5litepod-8 --spot'
+      --workdir=/mnt/share/runs/sentiment_all \\
+      --tpu='--zone=us-west4-a --accelerator=v5litepod-8 --share=10.0.0.2:/vol --spot'
 
 trains all languages in one program here, or each in a process, a Slurm job or a TPU slice of its
 own; waits for all of them, and merges by the config's recipes when all are in. All work in one
@@ -15,6 +16,7 @@ and the same command goes on. docs/fan_out.md tells more.
 
 import json
 import logging
+import os
 import pathlib
 import re
 import shlex
@@ -31,6 +33,7 @@ from langmerge_jax.errors import InputError
 from langmerge_jax.files import read_json
 from langmerge_jax.lifecycle.measured import write_measured
 from langmerge_jax.watch import PREEMPTED
+from launch import slices
 from launch.jobs import Job, last_error, run_jobs, slurm_job
 
 cli.define_flags()
@@ -67,6 +70,10 @@ def main() -> None:
     if there := [x for x in wanted if x not in missing]:
         logger.info("adapters there already, taken as they are: %s", ", ".join(there))
     jobs = _jobs(missing, workdir)
+    if _BY.value == "tpu":
+        slices.check(workdir, _TPU.value, [x.command for x in jobs], dry_run=_DRY_RUN.value)
+        # The machines write into directories that are made here, as users of other numbers.
+        os.umask(0)
     if _DRY_RUN.value:
         for command in [*(job.command for job in jobs), _merging(workdir)]:
             print(shlex.join(command))
@@ -83,9 +90,12 @@ def main() -> None:
         cancel=cancel,
         shares_cores=_BY.value == "process",
     )
+    for job in jobs:
+        if _BY.value == "tpu" and job.began and (costs := slices.left_running(job.log)):
+            logger.info("%s", costs)
     left = [x for x in wanted if not _adapter(workdir, x).exists()]
     if left:
-        _end(jobs, left, asked)
+        _end(jobs, left, asked, workdir)
     if jobs:
         _note_measured(config, workdir, jobs, there)
     absent = [x for x in config.languages if not _adapter(workdir, x).exists()]
@@ -148,6 +158,7 @@ def _jobs(missing: Sequence[str], workdir: pathlib.Path) -> list[Job]:
             said = [f"--job-name={called}", f"--output={workdir / 'logs' / called}-%j.log"]
             options = ["--wait", *said, *shlex.split(_SBATCH.value)]
             return ["sbatch", *options, str(ROOT / "launch" / "slurm.sbatch"), *given]
+        called = slices.slice_name(name, language)
         pod = [sys.executable, "-m", "launch.tpu_pod", "run", f"--name={called}"]
         return [*pod, *shlex.split(_TPU.value), "--", *given]
 
@@ -216,13 +227,13 @@ def _progress(workdir: pathlib.Path, job: Job) -> str:
     return ""
 
 
-def _end(jobs: Sequence[Job], left: Sequence[str], asked: bool) -> None:
+def _end(jobs: Sequence[Job], left: Sequence[str], asked: bool, workdir: pathlib.Path) -> None:
     """Ends with a line that names what failed, or what else is missing."""
     # One that ended well and left nothing failed too.
     failed = [x for x in jobs if not x.resumable and (x.name in left or x.name == _ALL)]
     again = "run again, it takes up what is missing"
     if _BY.value == "tpu":
-        again += "; what lives and costs: python -m launch.tpu_pod status"
+        again += f"; what lives and costs: {slices.status_command(_TPU.value)}"
     if not failed:
         how = "ended by a signal" if asked else "preempted"
         print(f"error: {how}; missing: {', '.join(left)}; {again}", file=sys.stderr)
@@ -230,7 +241,8 @@ def _end(jobs: Sequence[Job], left: Sequence[str], asked: bool) -> None:
     said = []
     for job in failed:
         log = _spoken(job)
-        said.append(f"{job.name} {job.state} ({last_error(log)}), log {log}")
+        why = last_error(log) if job.status else f"{_adapter(workdir, job.name)} is not here"
+        said.append(f"{job.name} {job.state} ({why}), log {log}")
     print(f"error: {'; '.join(said)}; {again}", file=sys.stderr)
     sys.exit(2 if all(job.status == 2 for job in failed) else 1)
 

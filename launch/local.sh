@@ -21,12 +21,26 @@ fi
 count=$1
 shift
 
-logs=${LOGS:-}
+# As the doors understand them: the last one counts, and without a workdir it is runs/<config>.
+workdir='' config='' flag=''
 for argument in "$@"; do
-    case $argument in
-    --workdir=*) logs=${logs:-${argument#*=}/logs} ;;
+    case $flag in
+    -workdir | --workdir) workdir=$argument ;;
+    -config | --config) config=$argument ;;
     esac
+    case $argument in
+    -workdir=* | --workdir=*) workdir=${argument#*=} ;;
+    -config=* | --config=*) config=${argument#*=} ;;
+    esac
+    flag=$argument
 done
+if [[ -z $workdir && -n $config ]]; then
+    # What stands behind a colon is handed to the config: configs/mine.py:demo.
+    file=${config%%:*} variant=${config#"${config%%:*}"}
+    name=${file##*/}
+    workdir=runs/${name%.*}${variant:+-${variant#:}}
+fi
+logs=${LOGS:-${workdir:+$workdir/logs}}
 logs=${logs:-$(mktemp -d)}
 mkdir -p "$logs" || exit 1
 
@@ -95,6 +109,9 @@ for ((number = 0; number < count; number++)); do
         echo "error: process $number ended with status $status: $logs/process-$number.log" >&2
     fi
 done
+if ((result != 0 && count > 1)); then
+    echo "logs of the other processes: $logs" >&2
+fi
 if ((result == 143)); then
     echo "error: the job was ended; start the same command again, it goes on" >&2
 fi

@@ -248,6 +248,31 @@ def test_a_local_job_of_which_one_was_killed_goes_on_and_ends_as_if_never_killed
 
 
 @pytest.mark.parametrize(
+    ("flags", "place"),
+    [
+        (["--workdir=given"], "given"),
+        (["--workdir=other", "--workdir", "given", "--config=configs/mine.py"], "given"),
+        (["--config=configs/mine.py", "--config.train.epochs=2"], "runs/mine"),
+        (["--config", "configs/mine.py:demo", "--config.workdir=no"], "runs/mine-demo"),
+    ],
+)
+def test_a_local_job_has_its_logs_in_its_workdir_and_says_so(flags, place, tmp_path):
+    speaks = ["bash", "-c", 'echo "${@: -1}"; exit 3', "job"]
+    job = subprocess.run(
+        [ROOT / "launch/local.sh", "2", *speaks, *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert job.returncode == 3
+    assert job.stderr == f"logs of the other processes: {place}/logs\n"
+    log = tmp_path / place / "logs/process-1.log"
+    assert re.fullmatch(r"--distributed=localhost:\d+,2,1\n", log.read_text())
+    assert job.stdout == log.read_text().replace(",1\n", ",0\n")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [log]
+
+
+@pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
         ("config.data.path", "nowhere/{language}.jsonl", "nowhere/en.jsonl: no such file"),

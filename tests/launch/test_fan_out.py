@@ -1,5 +1,6 @@
 """Languages trained apart are those trained together, whatever fails on the way."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ import time
 
 import pytest
 
+from launch import gcloud, slices
 from tests.doors import ROOT
+from tests.launch.conftest import FAKE, QUICK, SHARE
 from tests.numbered import write_rows
 
 COUNTS = {"en": 40, "de": 12, "fr": 8, "ja": 12, "zh": 8}
@@ -39,11 +42,11 @@ def flags(tmp_path_factory, tiny_config, make_base):
     ]
 
 
-def start(workdir, *flags, env=None):
-    """Starts a fan-out whose last words are read with `ended`."""
+def start(workdir, *flags, env=None, within=(), cwd=ROOT):
+    """Starts a fan-out whose last words are read with `ended`; `within` another command."""
     return subprocess.Popen(
-        [sys.executable, "-m", "launch.fan_out", f"--workdir={workdir}", *flags],
-        cwd=ROOT,
+        [*within, sys.executable, "-m", "launch.fan_out", f"--workdir={workdir}", *flags],
+        cwd=cwd,
         env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -126,9 +129,8 @@ def test_five_processes_one_killed_midway_end_as_one_program(together, flags, tm
     assert contents(workdir) == contents(together)
 
 
-# Takes a job as Slurm would, and gives its adapter from a workdir where it was trained.
-SBATCH = """#!/usr/bin/env bash
-echo "$@" >>"$FAKE/sbatch"
+# Gives the adapter of a language from a workdir where it was trained.
+GIVE = """
 for argument in "$@"; do
     case $argument in
     --output=*) output=${argument#*=} ;;
@@ -136,19 +138,28 @@ for argument in "$@"; do
     --workdir=*) workdir=${argument#*=} ;;
     esac
 done
+give() {
+    mkdir -p "$workdir/adapters"
+    cp -r "$TRAINED/adapters/$language" "$workdir/adapters/.$language"
+    mv "$workdir/adapters/.$language" "$workdir/adapters/$language"
+}
+"""
+
+# Takes a job as Slurm would.
+SBATCH = f"""#!/usr/bin/env bash
+{GIVE}
+echo "$@" >>"$FAKE/sbatch"
 if [[ -e $FAKE/refuse-$language ]]; then
     echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2
     exit 1
 fi
 echo "Submitted batch job $$"
 if [[ -e $FAKE/fail-$language ]]; then
-    echo "error: the loss is nan" >"${output//%j/$$}"
+    echo "error: the loss is nan" >"${{output//%j/$$}}"
     exit "$(<"$FAKE/fail-$language")"
 fi
 while [[ -e $FAKE/hold ]]; do sleep 0.1; done
-mkdir -p "$workdir/adapters"
-cp -r "$TRAINED/adapters/$language" "$workdir/adapters/.$language"
-mv "$workdir/adapters/.$language" "$workdir/adapters/$language"
+give
 """
 
 
@@ -170,6 +181,7 @@ def test_what_slurm_refused_and_what_failed_there_is_all_that_runs_again(
     folder, env = slurm
     workdir = tmp_path / "work"
     by = [*flags, "--by=slurm", "--sbatch=--partition=gpu --time=60", "--name=mine"]
+    by += ["--languages=en,ja,zh"]
     (folder / "refuse-ja").touch()
     (folder / "fail-zh").write_text("1")
     _, err = ended(start(workdir, *by, env=env), 1)
@@ -180,7 +192,7 @@ def test_what_slurm_refused_and_what_failed_there_is_all_that_runs_again(
         "run again, it takes up what is missing"
     )
     calls = (folder / "sbatch").read_text().splitlines()
-    assert len(calls) == 5
+    assert len(calls) == 3
     (call,) = [call for call in calls if "--languages=en" in call]
     assert call.startswith(
         f"--wait --job-name=mine-en --output={workdir}/logs/mine-en-%j.log --partition=gpu "
@@ -191,10 +203,12 @@ def test_what_slurm_refused_and_what_failed_there_is_all_that_runs_again(
     (folder / "refuse-ja").unlink()
     (folder / "fail-zh").unlink()
     out, _ = ended(start(workdir, *by, env=env), 0)
-    assert out[-1] == f"results: {workdir}"
-    again = (folder / "sbatch").read_text().splitlines()[5:]
+    assert out[-1] == f"adapters: {workdir}/adapters; not merged without de, fr"
+    again = (folder / "sbatch").read_text().splitlines()[3:]
     assert sorted(re.search("--languages=(.*?) ", call)[1] for call in again) == ["ja", "zh"]
-    assert contents(workdir) == contents(together)
+    found, expected = contents(workdir), contents(together)
+    assert [x.split("/")[:2] for x in found] == [["adapters", x] for x in ("en", "ja", "zh")]
+    assert all(found[name] == expected[name] for name in found)
 
 
 def test_a_signal_cancels_the_jobs_of_slurm_and_begins_no_other(slurm, flags, tmp_path):
@@ -211,6 +225,110 @@ def test_a_signal_cancels_the_jobs_of_slurm_and_begins_no_other(slurm, flags, tm
     assert len((folder / "sbatch").read_text().splitlines()) == 2
 
 
+def test_a_job_that_ended_well_and_left_nothing_here_is_named(slurm, flags, tmp_path):
+    folder, env = slurm
+    (folder / "fail-en").write_text("0")
+    workdir = tmp_path / "work"
+    _, err = ended(start(workdir, *flags, "--by=slurm", "--languages=en", env=env), 1)
+    assert err[-1].startswith(f"error: en done ({workdir}/adapters/en is not here), log {workdir}/")
+
+
+# The python of a machine of a slice, where training takes no time.
+PYTHON = f"""#!/usr/bin/env bash
+[[ "$1 $2" == "-m langmerge_jax.train" ]] || exec {sys.executable} "$@"
+{GIVE}
+give
+"""
+# The stand-in for gcloud knows one slice at a time: Japanese has a cloud of its own.
+GCLOUD = f"""#!/usr/bin/env bash
+[[ "$*" != *my-run-ja* ]] || FAKE_CLOUD=$FAKE_CLOUD/ja
+exec {FAKE}/gcloud "$@"
+"""
+# A share at /mnt/share that only what is started within sees.
+MOUNTED = (
+    *("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"),
+    'mount -t tmpfs none /mnt; mkdir /mnt/share; mount --bind "$0" /mnt/share; exec "$@"',
+)
+TPU = "--zone=us-west4-a --accelerator=v5litepod-8"
+
+
+@pytest.fixture
+def slices_here(cloud, together, tmp_path):
+    """What a fan-out over slices is started with, on a machine that has mounted their share."""
+    within = (*MOUNTED, str(tmp_path / "share"))
+    if shutil.which("unshare") is None or subprocess.run([*within, "true"]).returncode:
+        pytest.skip("nobody may mount a share here, not even in a namespace of one's own")
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    (tmp_path / "ja").mkdir()
+    (tmp_path / "ja/share").symlink_to(tmp_path / "share")
+    (tmp_path / "bin").mkdir()
+    for name, text in (("python", PYTHON), ("bin/gcloud", GCLOUD)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = cloud.environment()
+    env |= {"PATH": f"{tmp_path / 'bin'}:{env['PATH']}", "PYTHONPATH": str(ROOT)}
+    env |= {"TEST_PYTHON": str(tmp_path / "python"), "TRAINED": str(together)}
+    return {"env": env, "within": within, "cwd": tmp_path}
+
+
+def test_slices_take_up_what_is_missing_and_are_merged(
+    slices_here, cloud, together, flags, tmp_path
+):
+    workdir = tmp_path / "share/runs/My_run"
+    for language in ("de", "fr", "zh"):
+        shutil.copytree(together / "adapters" / language, workdir / "adapters" / language)
+
+    def fan_out(status, *further):
+        given = [*flags, "--by=tpu", f"--tpu={' '.join([TPU, SHARE, *QUICK, *further])}"]
+        return ended(start("/mnt/share/runs/My_run", *given, **slices_here), status)
+
+    cloud.faults(create="RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded.")
+    _, err = fan_out(1)
+    assert err[-1].startswith("error: en failed with status 1 (my-run-en (us-west4-a): ")
+    assert "Quota limit 'V5' has been exceeded." in err[-1]
+    said, _, status = err[-1].partition("; what lives and costs: python ")
+    assert said.endswith(
+        ", log /mnt/share/runs/My_run/logs/fan_out-en.log; run again, it takes up what is missing"
+    )
+    listed = subprocess.run(
+        [sys.executable, *status.split()],
+        cwd=tmp_path,
+        env=slices_here["env"],
+        capture_output=True,
+        text=True,
+    )
+    assert listed.stdout == "nothing that was started here lives in us-west4-a\n", listed.stderr
+    assert (workdir / "adapters/ja").exists()
+    assert not (workdir / "merged").exists()
+
+    cloud.faults()
+    out, err = fan_out(0, "--delete_after=never")
+    assert out[-1] == "results: /mnt/share/runs/My_run"
+    assert any("still running: my-run-en (us-west4-a), ACTIVE" in line for line in err), err
+    assert contents(workdir) == contents(together)
+    of_ja = dataclasses.replace(cloud, folder=tmp_path / "ja")
+    assert (set(cloud.alive()), set(of_ja.alive())) == ({"my-run-en"}, set())
+    assert [x.verbs().count("queued-resources create") for x in (cloud, of_ja)] == [2, 1]
+    # Whatever its user's number, a machine may write there.
+    assert (workdir / "logs").stat().st_mode & 0o777 == 0o777
+
+
+@pytest.mark.parametrize(
+    ("run", "language", "name"),
+    [
+        ("sentiment_all", "en", "sentiment-all-en"),
+        ("My.Run-", "zh_Hans", "my-run-zh-hans"),
+        ("7B", "en", "run-7b-en"),
+        ("_", "en", "run-en"),
+        ("r" * 80, "ja", "r" * 60 + "-ja"),
+        ("r" * 59 + "_" * 9, "ja", "r" * 59 + "-ja"),
+    ],
+)
+def test_any_run_and_language_name_a_slice(run, language, name):
+    assert slices.slice_name(run, language) == name
+    gcloud.check(gcloud.Slice(name, "us-west4-a"))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -218,6 +336,28 @@ def test_a_signal_cancels_the_jobs_of_slurm_and_begins_no_other(slurm, flags, tm
         (["--config.combined=True"], "combined=True: is one training; start the train door"),
         (["--by=tpu", "--sbatch=-p x"], "--sbatch is for --by=slurm, not --by=tpu"),
         (["--at_once=2"], "--at_once is of jobs; one program takes config.adapters_at_once"),
+        (
+            ["--by=tpu", f"--tpu={TPU}"],
+            "--tpu: has no --share; adapters would stay on the slices, where they are not merged; "
+            "add --share=HOST:/PATH (docs/launching.md: The share)",
+        ),
+        (
+            ["--by=tpu", f"--tpu={TPU} {SHARE}", "--workdir=runs/mine"],
+            "--workdir=runs/mine: is not on the share; give one below /mnt/share, such as "
+            "/mnt/share/runs/mine",
+        ),
+        (
+            ["--by=tpu", f"--tpu={TPU} --share 10.0.0.2:/vol", "--workdir=/mnt/share/runs/mine"],
+            "/mnt/share: no share is mounted here, where adapters are waited for and merged; start "
+            "on a machine of its network, after sudo mount -t nfs 10.0.0.2:/vol /mnt/share",
+        ),
+        (
+            [
+                *("--by=tpu", f"--tpu={TPU} {SHARE} --zone=europe", "--dry_run"),
+                "--workdir=/mnt/share/runs/mine",
+            ],
+            "--tpu: --zone=europe: not a zone; give one such as us-west4-a",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_a_line(given, message, flags, tmp_path):
@@ -239,17 +379,15 @@ def test_the_status_is_that_of_what_failed(of_en, of_ja, status, slurm, flags, t
     assert "run again" in err[-1]
 
 
-def test_a_dry_run_prints_the_commands_of_slices_and_runs_none(flags, together, tmp_path):
-    workdir = tmp_path / "mine"
-    shutil.copytree(together / "adapters" / "en", workdir / "adapters" / "en")
-    given = ["--by=tpu", "--tpu=--zone=us-west4-a --accelerator=v5litepod-8", "--dry_run"]
+def test_a_dry_run_prints_the_commands_of_slices_and_runs_none(flags, tmp_path):
+    workdir = "/mnt/share/runs/mine_all"
+    given = ["--by=tpu", f"--tpu={TPU} {SHARE}", "--languages=de,ja", "--dry_run"]
     out, _ = ended(start(workdir, *flags, *given, "--recipes=ties_knots@0.5"), 0)
-    assert len(out) == 5
+    assert len(out) == 3
     assert out[0].startswith(
-        f"{sys.executable} -m launch.tpu_pod run --name=mine-de --zone=us-west4-a "
-        "--accelerator=v5litepod-8 -- python -m langmerge_jax.train --config=tests/tiny.py"
+        f"{sys.executable} -m launch.tpu_pod run --name=mine-all-de {TPU} {SHARE} "
+        "-- python -m langmerge_jax.train --config=tests/tiny.py"
     )
     assert out[0].endswith(f"--workdir={workdir} --languages=de --distributed=auto")
     assert "-m langmerge_jax.merge" in out[-1]
     assert "--config.merge.recipes=('\"'\"'ties_knots@0.5'\"'\"',)" in out[-1]
-    assert [x.name for x in workdir.iterdir()] == ["adapters"]

@@ -1,5 +1,7 @@
 """Every command of docs/launching.md is run: in the cloud's place, dry, or up to its flags."""
 
+import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -8,6 +10,7 @@ import sys
 
 import pytest
 
+from configs import sentiment_en
 from tests.doors import ROOT
 from tests.launch.conftest import QUICK
 from tests.launch.test_dry_run import refused_by_gcloud
@@ -31,7 +34,7 @@ def test_all_commands_are_of_a_kind_that_is_run_below():
     assert {line.split()[0] for line in COMMANDS} == kinds
 
 
-def test_the_launcher_takes_its_commands(cloud):
+def test_the_launcher_takes_its_commands_in_their_order(cloud):
     asked = []
     for words in of("python", "-m", "launch.tpu_pod"):
         action, flags = words[3], words[4:]
@@ -41,12 +44,12 @@ def test_the_launcher_takes_its_commands(cloud):
             flags = ["--dry_run", *flags]
         else:
             flags = [*flags, *QUICK, f"--folder={cloud.folder}"]
-            if action == "logs":
-                created = (*flags, "--accelerator=v5litepod-16", "--share=10.0.0.2:/vol")
-                run_launcher(cloud, "setup", *created)
+        if action == "setup" and asked:
+            # The run before was dry, and would have deleted its slice.
+            run_launcher(cloud, "delete", "--name=mine", "--zone=us-west4-a")
         asked.append(action)
         run_launcher(cloud, action, *flags)
-    assert set(asked) == {"run", "logs", "status", "delete"}
+    assert " ".join(asked) == "setup run logs setup delete status delete run delete"
     assert cloud.alive() == {}
 
 
@@ -62,9 +65,53 @@ def run_launcher(cloud, action: str, *flags: str) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def given(words: list[str]) -> dict[str, str]:
+    """The flags of a command."""
+    return dict(word.partition("=")[::2] for word in words if word.startswith("--"))
+
+
+def downloads() -> list[list[str]]:
+    """The commands by which a machine brings something to the share."""
+    return [shlex.split(given(words)["--command"]) for words in of("gcloud") if "ssh" in words]
+
+
+def test_what_a_run_reads_was_brought_to_its_share():
+    pod = of("python", "-m", "launch.tpu_pod")
+    setup, run, fetch = [words for words in pod if "--share=10.0.0.2:/vol" in words]
+    behind = run.index("--")
+    assert given(setup) == given(run[:behind])
+    train = given(run[behind:])
+    brought = {words[-1]: words[2] for words in downloads() if words[-2] == "--local-dir"}
+    assert brought[train["--config.base"]] == "Qwen/Qwen3-8B"
+    rows = train["--config.data.path"].removeprefix("hf:")
+    assert train["--config"] == "configs/sentiment_en.py"
+    assert f"hf:{brought[rows]}" == sentiment_en.get_config().data.path
+    (scp,) = [words for words in of("gcloud") if any(x.startswith("fetch:") for x in words)]
+    assert f"fetch:{train['--workdir']}/adapters" in scp
+    assert fetch[3] == "setup"
+
+
+def test_hf_takes_what_machines_download(tmp_path):
+    hf = pathlib.Path(sys.executable).with_name("hf")
+    for words in downloads():
+        assert words[0] == ".langmerge_jax/venv/bin/hf"
+        inside = [word.replace("/mnt/share", str(tmp_path)) for word in words[1:]]
+        result = subprocess.run(
+            [hf, *inside],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+        )
+        # What it does not know it refuses with status 2.
+        assert result.returncode == 1, result.stderr
+        assert "offline mode is enabled" in result.stderr
+
+
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="the Google Cloud CLI is not installed")
 def test_gcloud_takes_its_commands(tmp_path):
-    for words in of("gcloud"):
+    # Those that differ in values alone are one to what reads them.
+    asked = {(*words[:5], *given(words)): words for words in of("gcloud")}
+    for words in asked.values():
         if words[1:3] == ["config", "set"]:
             continue  # It is done by whoever one is.
         assert "You do not currently have an active account" in refused_by_gcloud(words, tmp_path)

@@ -83,8 +83,9 @@ def test_a_job_that_was_told_to_end_is_put_into_the_queue_and_goes_on(cluster):
     ]
 
 
-def test_a_job_is_not_put_into_the_queue_for_ever(cluster):
-    assert run(cluster, "sh", "-c", "exit 143", tasks=1) == ["143"] * 21
+def test_a_job_is_not_put_into_the_queue_for_ever(cluster, monkeypatch):
+    monkeypatch.setenv("FIRST_RESTART", "18")
+    assert run(cluster, "sh", "-c", "exit 143", tasks=1) == ["143"] * 3
     last = cluster.log().splitlines()[-1]
     assert last.startswith("error: preempted, and not put into the queue again; run the same")
 
@@ -98,6 +99,23 @@ def test_a_job_that_fails_ends_with_its_status(cluster, status):
 def test_a_process_that_failed_counts_for_more_than_those_that_it_ended(cluster):
     command = ("sh", "-c", "[ $SLURM_PROCID = 0 ] && exit 1; exit 143")
     assert run(cluster, *command) == ["1"]
+    assert cluster.calls("scontrol") == []
+
+
+@pytest.mark.parametrize(
+    ("signal", "line"),
+    [
+        (
+            "KILL",
+            "error: a process was killed, mostly for want of memory on its node; give more by ",
+        ),
+        ("SEGV", "Segmentation fault"),
+    ],
+)
+def test_a_process_that_a_signal_ended_failed_by_itself(cluster, signal, line):
+    command = ("sh", "-c", f"[ $SLURM_PROCID = 0 ] && kill -{signal} $$; exit 143")
+    assert run(cluster, *command) == ["1"]
+    assert line in cluster.log().splitlines()[-1]
     assert cluster.calls("scontrol") == []
 
 

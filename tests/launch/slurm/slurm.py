@@ -1,7 +1,8 @@
 """Stands for Slurm 23: sbatch runs a script at once, srun its tasks on this machine for real.
 
-Under $FAKE_CLUSTER lie calls.jsonl and what a job writes. Options that Slurm does not have, or that
-are no #SBATCH lines before the first command, are refused or ignored as by Slurm.
+Under $FAKE_CLUSTER lie calls.jsonl and what a job writes; $FIRST_RESTART is how often a new job was
+in the queue before. Options that Slurm does not have, or that are no #SBATCH lines before the first
+command, are refused or ignored as by Slurm.
 """
 
 import json
@@ -57,7 +58,7 @@ def sbatch(words):
     }
     name = settings["--output"].replace("%x", settings["--job-name"]).replace("%j", "7")
     print("Submitted batch job 7")
-    for restart in range(30):
+    for restart in range(int(os.environ.get("FIRST_RESTART", 0)), 30):
         if restart:
             environment["SLURM_RESTART_COUNT"] = str(restart)
         with (CLUSTER / name).open("a" if settings["--open-mode"] == "append" else "w") as log:
