@@ -26,6 +26,10 @@ if importlib.metadata.version("jaxlib") < "0.11":
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(pathlib.Path(__file__).with_name("startup")), os.environ.get("PYTHONPATH")])
+)
+
 import numpy as np
 import pytest
 

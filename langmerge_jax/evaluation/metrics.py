@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import sklearn.metrics
 
 # What is shown, by the name in files.
 TITLES = {
@@ -68,6 +67,9 @@ class ClassificationMetrics:
         return ("macro_f1", "precision", "recall")
 
     def values(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        # Takes seconds to import, and only scores need it.
+        import sklearn.metrics
+
         precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
             [row["reference"] for row in rows],
             ["" if row["parsed"] is None else row["parsed"] for row in rows],

@@ -2,10 +2,6 @@
 
 from collections.abc import Sequence
 
-import sklearn.feature_extraction.text
-import sklearn.linear_model
-import sklearn.pipeline
-
 
 def ngram_predictions(
     texts: Sequence[str], labels: Sequence[str], test_texts: Sequence[str]
@@ -14,6 +10,11 @@ def ngram_predictions(
 
     Works alike for scripts with and without spaces.
     """
+    # Take seconds to import.
+    import sklearn.feature_extraction.text
+    import sklearn.linear_model
+    import sklearn.pipeline
+
     model = sklearn.pipeline.make_pipeline(
         sklearn.feature_extraction.text.TfidfVectorizer(
             analyzer="char", ngram_range=(1, 5), min_df=2, sublinear_tf=True

@@ -1,7 +1,6 @@
 """Groups of languages that are merged apart: named ones, or found by their vocabularies."""
 
 import numpy as np
-import sklearn.cluster
 
 from langmerge_jax.errors import InputError
 from langmerge_jax.files import read_json, write_json
@@ -64,6 +63,9 @@ def shared_vocabulary(run: Run) -> np.ndarray:
 
 def group(shared: np.ndarray, languages: tuple[str, ...], count: int) -> list[list[str]]:
     """Returns `count` groups, joined one by one where what is shared is most on average."""
+    # Takes seconds to import, and only clusters that are to be found need it.
+    import sklearn.cluster
+
     model = sklearn.cluster.AgglomerativeClustering(count, metric="precomputed", linkage="average")
     labels = model.fit_predict(1 - shared)
     found = [[x for x, y in zip(languages, labels, strict=True) if y == k] for k in range(count)]
