@@ -26,8 +26,9 @@ def error_line(result) -> str:
 
 
 def begun(cloud) -> list[str]:
-    """The commands with which jobs were begun."""
-    commands = [flag for call in cloud.calls() for flag in call if flag.startswith("--command=")]
+    """The commands with which jobs were begun on the first machine."""
+    first = [call for call in cloud.calls() if "--worker=0" in call]
+    commands = [flag for call in first for flag in call if flag.startswith("--command=")]
     return [command for command in commands if "worker.sh start" in command]
 
 
@@ -185,7 +186,7 @@ def test_without_a_share_results_and_their_machine_stay(cloud):
 @pytest.mark.parametrize(
     "faults",
     [
-        {"create": "RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded. Limit: 0 in zone z."},
+        {"create": ["RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded. Limit: 0 in zone z."]},
         {"failed": [8, "Quota 'V5' exhausted. Limit 0 in region us-west4"]},
     ],
 )
