@@ -71,11 +71,12 @@ def _runs_already(pod: Pod, command: Sequence[str]) -> bool:
       Gone: if one of them has not answered for too long.
       Failed: if none has, or if another command runs there, or over another share.
     """
-    silence = _Silence(pod)
+    silence, reports = _Silence(pod), pod.poll(0)
     # One that does not answer may run something, and beginning would end that.
-    while None in (reports := pod.poll(0)):
+    while None in reports:
         silence.note(reports)
         time.sleep(pod.patience.poll)
+        reports = [new or old for new, old in zip(pod.poll(0), reports, strict=True)]
     running = [report for report in reports if report.state == "running"]
     for report in running:
         if report.command != " ".join(command):
@@ -136,13 +137,16 @@ def _follow(pod: Pod) -> None:
     Raises:
       Gone, Failed: if it has not.
     """
-    offset, failing, silence = 0, None, _Silence(pod)
+    offset, failing, silence, ended = 0, None, _Silence(pod), {}
     while True:
         reports = pod.poll(offset)
         if reports[0] is not None:
             sys.stdout.buffer.write(reports[0].log)
             sys.stdout.buffer.flush()
             offset += len(reports[0].log)
+        # What has ended stays so, whether its machine answers or not.
+        ended |= {k: x for k, x in enumerate(reports) if x is not None and x.state == "ended"}
+        reports = [report or ended.get(number) for number, report in enumerate(reports)]
         silent = silence.note(reports)
         answers = {number: report for number, report in enumerate(reports) if report is not None}
         if not silent and all(report.status == 0 for report in reports):

@@ -48,7 +48,8 @@ def test_a_run_ends_with_its_results_and_nothing_left(cloud):
     for number in "01":
         ran = (cloud.folder / "share/runs/mine" / number).read_text()
         assert ran == f"{cloud.folder}/worker{number}/langmerge_jax\n"
-    logs = sorted((cloud.folder / "share/logs/mine").iterdir())
+    # Named by their starts, which need not be those of one second, and their machines.
+    logs = sorted((cloud.folder / "share/logs/mine").iterdir(), key=lambda log: log.stem[-1])
     assert [log.read_text() for log in logs] == ["said by 0\n", "said by 1\n"]
 
 
@@ -63,6 +64,12 @@ def test_machines_are_set_up_once_and_mount_the_share(cloud):
     (install,) = [line for line in asked if line.startswith("uv pip")]
     assert install.endswith("-c requirements.lock -e .[tpu]")
     assert (cloud.folder / "worker0/langmerge_jax/configs/demo.py").exists()
+    other = cloud.launch("setup", "--share=10.0.0.9:/other")
+    assert other.returncode == 2
+    assert error_line(other).endswith(
+        "--share=10.0.0.9:/other: /mnt/share is 10.0.0.2:/vol; give that one, or delete the slice "
+        "before"
+    )
 
 
 def test_a_preempted_run_is_begun_again_with_the_same_command(cloud):
@@ -108,6 +115,25 @@ def test_a_slice_that_is_silent_but_there_is_not_deleted(cloud):
     )
     assert result.stdout.splitlines()[-1] == STILL
     assert "queued-resources delete" not in cloud.verbs()
+
+
+def test_workers_that_are_silent_in_turn_are_not_lost(cloud):
+    cloud.faults(workers=2, in_turn=True)
+    looks = 'grep -c "worker.sh poll" "$FAKE_CLOUD/calls.jsonl"'
+    script = f'until [ "$({looks})" -gt 12 ]; do sleep 0.1; done'
+    result = cloud.run(script, "--lost_seconds=0.2")
+    assert result.returncode == 0, result.stderr
+    assert "preempted" not in result.stderr
+    assert cloud.verbs().count("queued-resources create") == 1
+
+
+def test_a_command_that_fails_is_told_of_though_another_worker_is_silent(cloud):
+    cloud.faults(workers=2, dead_when=[1, "share/runs/mine/saved"])
+    fails = 'if [ "$WORKER" = 0 ]; then echo > "$DIR/saved"; exit 3; fi; sleep 60'
+    result = cloud.run(fails, "--peers_seconds=0.3", "--lost_seconds=60")
+    assert error_line(result) == "error: worker 0 of mine: the command ended with status 3"
+    assert "worker 1 of mine: not stopped (ERROR: " in result.stderr
+    assert len(begun(cloud)) == 1
 
 
 def test_a_worker_that_lets_nobody_in_where_others_do_is_named(cloud):
@@ -202,19 +228,72 @@ def test_a_quota_ends_the_run_with_what_to_ask_for(cloud, faults):
     assert left == NOTHING if "create" in faults else left.startswith("takes up quota: mine")
 
 
+RATE = (
+    "RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Create requests' and limit 'Create "
+    "requests per minute' of service 'tpu.googleapis.com' for consumer 'project_number:1'."
+)
+AWAY = (
+    "HttpError accessing <https://tpu.googleapis.com/v2/projects/p>: response: <{'status': 503}>, "
+    'content <{"error": {"code": 503, "message": "The service is currently unavailable.", '
+    '"status": "UNAVAILABLE"}}>\nThis may be due to network connectivity issues.'
+)
+
+
 def test_a_slice_that_could_not_be_had_is_asked_for_again(cloud):
-    cloud.faults(failed=[8, "There is no more capacity in the zone"])
+    cloud.faults(failed=[8, "There is no more capacity in the zone"], create=[RATE, AWAY])
     result = cloud.run("true")
     assert result.returncode == 0, result.stderr
     assert "could not be had (There is no more capacity in the zone); 20 retries" in result.stderr
-    assert cloud.verbs().count("queued-resources create") == 2
+    assert cloud.verbs().count("queued-resources create") == 4
+
+
+def test_a_slice_that_was_made_though_it_was_refused_is_taken(cloud):
+    cloud.faults(unheard=[AWAY])
+    result = cloud.launch("create")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1].startswith("still ")
+    assert cloud.verbs().count("queued-resources create") == 1
+
+
+def test_google_cloud_that_is_away_is_told_in_its_words(cloud):
+    cloud.faults(create=[AWAY] * 99)
+    result = cloud.launch("create", "--ssh_seconds=0.2")
+    assert result.returncode == 1
+    assert error_line(result) == (
+        "error: mine (us-west4-a): refused (UNAVAILABLE: The service is currently unavailable.)"
+    )
+    assert result.stdout.splitlines()[-1] == NOTHING
+
+
+def test_deleting_is_tried_again_unless_it_is_forbidden(cloud):
+    cloud.launch("create")
+    cloud.faults(delete=[AWAY, "PERMISSION_DENIED: Permission 'tpu.nodes.delete' denied."])
+    result = cloud.launch("delete", "--ssh_seconds=60")
+    assert result.returncode == 1
+    assert error_line(result).startswith("error: mine (us-west4-a): could not be deleted (ERROR: ")
+    assert cloud.verbs().count("queued-resources delete") == 2
 
 
 def test_machines_that_boot_are_tried_until_they_let_one_in(cloud):
     cloud.faults(ssh_refused=3)
+    # Nor is there yet what they install from.
+    (cloud.folder / "unreachable").mkdir()
     result = cloud.run("true")
     assert result.returncode == 0, result.stderr
     assert cloud.verbs().count("tpu-vm scp") == 4
+    assert result.stderr == (
+        "mine (us-west4-a): setting up failed on worker 0 with status 1: error: Failed to fetch; "
+        "tried again\n"
+    )
+
+
+def test_machines_that_cannot_be_set_up_end_the_run_with_one_line(cloud):
+    (cloud.folder / "unreachable/still").mkdir(parents=True)
+    result = cloud.run("true")
+    assert result.returncode == 1
+    assert error_line(result).endswith("on worker 0 with status 1: error: Failed to fetch")
+    assert result.stderr.count("tried again") == 2
+    assert result.stdout.splitlines()[-1] == STILL
 
 
 def test_machines_that_let_nobody_in_end_the_run_with_one_line(cloud):
@@ -244,21 +323,26 @@ def until(found, process) -> None:
 
 
 def test_an_interrupted_run_goes_on_and_is_followed_again(cloud):
-    waits = 'echo begun > "$DIR/begun"; until [ -e "$DIR/go" ]; do sleep 0.1; done; echo "went on"'
+    cloud.faults(workers=2)
+    # One of them has soon ended.
+    waits = 'until [ -e "$DIR/go" ] || [ "$WORKER" = 1 ]; do sleep 0.1; done; echo "went on"'
     workdir = cloud.folder / "share/runs/mine"
-    process = cloud.begin("run", SHARE, command=job(waits))
-    until((workdir / "begun").exists, process)
+    process = cloud.begin("run", SHARE, command=job(waits + '; echo > "$DIR/ended$WORKER"'))
+    until((workdir / "ended1").exists, process)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert error.splitlines()[-1] == "interrupted: what runs on the machines goes on"
     assert output.splitlines()[-1] == STILL
 
+    # A connection that is refused says nothing of what runs there.
+    cloud.faults(workers=2, ssh_refused=1)
     other = cloud.run("true")
     assert other.returncode == 2
     assert "mine (us-west4-a): runs another command, bash -c " in error_line(other)
 
-    again = cloud.begin("run", SHARE, command=job(waits))
+    cloud.faults(workers=2, ssh_refused=2)
+    again = cloud.begin("run", SHARE, command=job(waits + '; echo > "$DIR/ended$WORKER"'))
     assert again.stdout.readline() == "mine (us-west4-a): ACTIVE\n"
     assert again.stdout.readline() == "mine (us-west4-a): the command runs already\n"
     (workdir / "go").touch()
@@ -284,12 +368,58 @@ def test_ended_in_the_queue_it_says_that_the_slice_will_come(cloud, number, stat
 def test_a_slice_that_somebody_deleted_is_not_made_again(cloud):
     process = cloud.begin("run", SHARE, command=job('echo > "$DIR/begun"; sleep 60'))
     until((cloud.folder / "share/runs/mine/begun").exists, process)
+    second = cloud.run("true")
+    assert second.returncode == 2
+    assert error_line(second).startswith(
+        f"error: --name=mine: another launcher is at it, in {cloud.folder}/kept; wait for that"
+    )
     assert cloud.launch("delete").returncode == 0
     output, error = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "mine (us-west4-a): was deleted meanwhile" in error
     assert output.splitlines()[-1] == NOTHING
     assert cloud.verbs().count("queued-resources create") == 1
+
+
+def change(cloud, **values) -> None:
+    """Makes another slice of that which is there."""
+    state = json.loads((cloud.folder / "state.json").read_text())
+    state["slices"]["mine"].update(values)
+    (cloud.folder / "state.json").write_text(json.dumps(state))
+
+
+def test_a_slice_of_that_name_that_is_another_one_is_left_alone(cloud):
+    cloud.launch("create", "--accelerator=v5p-128", "--spot")
+    other = cloud.run("true", "--spot")
+    assert other.returncode == 2
+    assert error_line(other) == (
+        "error: mine (us-west4-a): is there with --accelerator=v5p-128, not "
+        "--accelerator=v5litepod-16; say what it is, take another --name, or end it by `delete`"
+    )
+    assert other.stdout.splitlines()[-1].startswith("still running: mine (us-west4-a), ACTIVE")
+    paid = cloud.launch("create", "--accelerator=v5p-128")
+    assert paid.returncode == 2
+    assert "is there with --spot=true, not --spot=false; " in error_line(paid)
+
+    change(cloud, labels={"started-by": "somebody"})
+    for action, command in (("run", job("true")), ("create", ()), ("delete", ())):
+        share = (SHARE,) if action == "run" else ()
+        result = cloud.launch(action, "--accelerator=v5p-128", "--spot", *share, command=command)
+        assert result.returncode == 2
+        assert error_line(result) == (
+            "error: mine (us-west4-a): is not of this launcher, its label started-by is somebody, "
+            "not langmerge-jax; take another --name"
+        )
+        assert "delete with" not in result.stdout
+    assert "mine" in cloud.alive()
+    assert "queued-resources delete" not in cloud.verbs()
+
+
+def test_a_zone_that_is_none_is_not_called_empty(cloud):
+    result = cloud.launch("status", "--zone=us-west9-z")
+    assert result.returncode == 2
+    assert error_line(result).startswith("error: --zone=us-west9-z: ERROR: ")
+    assert "PERMISSION_DENIED: Location us-west9-z is not found" in error_line(result)
 
 
 def test_status_lists_what_was_started_here_and_lives(cloud):

@@ -5,6 +5,7 @@ what goes wrong:
 
   workers       machines of a slice, 1 by default
   create        with what creating is refused, one after the other
+  unheard       likewise, though it is made
   delete        likewise, deleting
   waiting       so many looks find it waiting for resources
   failed        [code, message] with which it fails instead of becoming active
@@ -13,22 +14,21 @@ what goes wrong:
   preempt_when  a glob below $FAKE_CLOUD; once it finds a file that is not empty, the slice goes
   dead_when     [number, glob]; likewise, the machine of that number goes silent
   silent_when   a glob; likewise, no machine can be reached any more, and all of them run on
-  in_turn       whether each machine is silent whenever a third look at it is due, another each time
+  in_turn       whether each machine is silent at every other look, with two of them one at each
   slices        so many slices, one after the other, have these faults; 1 by default
 
 What it takes and says is that of Google Cloud SDK 528, which test_gcloud.py asks where it is.
 """
 
-import argparse
-import datetime
 import fcntl
 import json
 import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
+import time
+import types
 
 CLOUD = pathlib.Path(os.environ["FAKE_CLOUD"])
 SHARE = CLOUD / "share"
@@ -36,7 +36,7 @@ TOOLS = pathlib.Path(__file__).resolve().parent / "machine"
 # A real zone without TPUs is refused like one that does not exist.
 ZONES = ("us-west4-a",)
 COMMON = ("--zone", "--project", "--format", "--quiet")
-TAKES = {
+FURTHER = {
     "queued-resources create": (
         *("--node-id", "--accelerator-type", "--runtime-version", "--spot", "--labels"),
         *("--reserved", "--network"),
@@ -49,6 +49,7 @@ TAKES = {
     "tpu-vm ssh": ("--worker", "--command", "--output-directory", "--ssh-flag"),
     "tpu-vm scp": ("--worker", "--scp-flag"),
 }
+TAKES = {verb: (*COMMON, *flags) for verb, flags in FURTHER.items()}
 SWITCHES = ("--spot", "--quiet", "--force", "--reserved")
 
 
@@ -57,26 +58,29 @@ def end(verb, message, status=1):
     sys.exit(status)
 
 
+def attribute(flag):
+    return flag.strip("-").replace("-", "_")
+
+
 def parse(words):
     if words[:2] != ["compute", "tpus"]:
         end("", f"Invalid choice: {words[:1]}", 2)
     verb = " ".join(words[2:4])
     if verb not in TAKES:
         end(verb, "Invalid choice", 2)
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    for flag in (*COMMON, *TAKES[verb]):
-        if flag in SWITCHES:
-            parser.add_argument(flag, action="store_true")
-        elif flag in ("--ssh-flag", "--scp-flag"):
-            parser.add_argument(flag, action="append")
+    arguments = types.SimpleNamespace(names=[], **dict.fromkeys(map(attribute, TAKES[verb])))
+    for word in words[4:]:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"):
+            arguments.names.append(word)
+        elif flag not in TAKES[verb] or bool(equals) == (flag in SWITCHES):
+            end(verb, f"unrecognized arguments: {word}", 2)
         else:
-            parser.add_argument(flag)
-    names = {"tpu-vm scp": 2, "queued-resources list": 0, "tpu-vm list": 0}
-    if names.get(verb, 1):
-        parser.add_argument("names", nargs=names.get(verb, 1))
-    arguments, unknown = parser.parse_known_args(words[4:])
-    if unknown:
-        end(verb, f"unrecognized arguments: {' '.join(unknown)}", 2)
+            setattr(arguments, attribute(flag), value if equals else True)
+    if len(arguments.names) != {"tpu-vm scp": 2, "queued-resources list": 0, "tpu-vm list": 0}.get(
+        verb, 1
+    ):
+        end(verb, f"unrecognized arguments: {arguments.names}", 2)
     if not arguments.zone:
         end(verb, "Error parsing [zone].")
     if arguments.zone not in ZONES:
@@ -112,11 +116,13 @@ class Cloud:
     def home(self, number):
         return CLOUD / f"worker{number}"
 
+    def counted(self, what):
+        return self.state["counts"].get(what, 0)
+
     def count(self, what):
         """How often something has happened before; it has now once more."""
-        before = self.state["counts"].get(what, 0)
-        self.state["counts"][what] = before + 1
-        return before
+        self.state["counts"][what] = self.counted(what) + 1
+        return self.counted(what) - 1
 
     def happens(self, pattern):
         return pattern and any(path.stat().st_size for path in CLOUD.glob(pattern))
@@ -155,7 +161,7 @@ class Cloud:
             self.switch_off(number)
             return True
         if self.faults.get("in_turn") and " poll " in command:
-            return self.count(f"looks at {number}") % 3 == number % 3
+            return self.count(f"looks at {number}") % 2 == number % 2
         return not self.home(number).is_dir()
 
 
@@ -191,13 +197,12 @@ def node(name, slice_):
 def refuse(verb, what):
     """Refuses what is at fault, so often as there is something to say to it."""
     texts = cloud.faults.get(what, [])
-    if (before := cloud.count(what)) < len(texts):
-        end(verb, texts[before])
+    if cloud.counted(what) < len(texts):
+        end(verb, texts[cloud.count(what)])
 
 
 def create(verb, arguments):
     name = arguments.names[0]
-    cloud.state["made"] += 1
     refuse(verb, "create")
     if name in cloud.state["slices"]:
         end(verb, "ALREADY_EXISTS: Resource already exists")
@@ -208,10 +213,12 @@ def create(verb, arguments):
         "accelerator": arguments.accelerator_type,
         "spot": arguments.spot,
         "labels": dict(label.split("=") for label in arguments.labels.split(",")),
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.123456789Z"),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S.123456789Z", time.gmtime()),
     }
     for number in range(cloud.workers):
         cloud.home(number).mkdir(parents=True)
+    cloud.state["made"] += 1
+    refuse(verb, "unheard")
 
 
 def delete(verb, arguments):
@@ -231,7 +238,8 @@ def connect(verb):
             'SSH Key is not present in the SSH agent. Please run "ssh-add '
             '/home/me/.ssh/google_compute_engine" to add it, and try again.',
         )
-    if cloud.count("connections") < cloud.faults.get("ssh_refused", 0):
+    if cloud.counted("refused") < cloud.faults.get("ssh_refused", 0):
+        cloud.count("refused")
         unreached(verb)
 
 
@@ -279,10 +287,8 @@ def ssh(verb, arguments):
         "WORKER": str(number),
         "SHARE": str(SHARE),
     }
-    done = subprocess.run(
-        ["bash", "-c", arguments.command], cwd=cloud.home(number), env=environment, check=False
-    )
-    sys.exit(done.returncode)
+    os.chdir(cloud.home(number))
+    os.execvpe("bash", ["bash", "-c", arguments.command], environment)
 
 
 def main():
@@ -290,7 +296,7 @@ def main():
     with (CLOUD / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps(sys.argv[1:]) + "\n")
     cloud.pass_time()
-    name = getattr(arguments, "names", [""])[0]
+    name = (arguments.names or [""])[0]
     slices = cloud.state["slices"]
     if verb.endswith(" list"):
         make = node if verb.startswith("tpu") else value
