@@ -71,13 +71,16 @@ def _runs_already(pod: Pod, command: Sequence[str]) -> bool:
       Gone: if one of them has not answered for too long.
       Failed: if none has, or if another command runs there, or over another share.
     """
-    silence, reports = _Silence(pod), pod.poll(0)
+    silence, known = _Silence(pod), {}
     # One that does not answer may run something, and beginning would end that.
-    while None in reports:
+    while True:
+        reports = pod.poll(0)
+        known |= {number: x for number, x in enumerate(reports) if x is not None}
+        if len(known) == len(reports):
+            break
         silence.note(reports)
         time.sleep(pod.patience.poll)
-        reports = [new or old for new, old in zip(pod.poll(0), reports, strict=True)]
-    running = [report for report in reports if report.state == "running"]
+    running = [report for report in known.values() if report.state == "running"]
     for report in running:
         if report.command != " ".join(command):
             raise Failed(
@@ -86,7 +89,7 @@ def _runs_already(pod: Pod, command: Sequence[str]) -> bool:
                 status=2,
             )
     # On some it may have ended, as they do not end at once.
-    if not running or any(report.state in _LOST for report in reports):
+    if not running or any(report.state in _LOST for report in known.values()):
         return False
     pod.require_share()
     print(f"{pod.where()}: the command runs already", flush=True)
@@ -145,7 +148,7 @@ def _follow(pod: Pod) -> None:
             sys.stdout.buffer.flush()
             offset += len(reports[0].log)
         # What has ended stays so, whether its machine answers or not.
-        ended |= {k: x for k, x in enumerate(reports) if x is not None and x.state == "ended"}
+        ended |= {n: x for n, x in enumerate(reports) if x is not None and x.state == "ended"}
         reports = [report or ended.get(number) for number, report in enumerate(reports)]
         silent = silence.note(reports)
         answers = {number: report for number, report in enumerate(reports) if report is not None}

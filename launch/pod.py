@@ -18,8 +18,10 @@ DEAD = ("SUSPENDING", "SUSPENDED", "FAILED")
 
 # Setting up takes minutes, and so does gcloud to give a machine up.
 _TIMEOUT = 1800
-# Sets of tries at setting up: a package server that stutters, a system that updates itself.
+# How often setting up is tried: a server of packages stutters, a system updates itself.
 _SET_UPS = 3
+# With which worker.sh refuses what it is given.
+_REFUSED = 78
 
 
 class Failed(Exception):
@@ -232,7 +234,13 @@ class Pod:
         ]
 
     def fetch_logs(self) -> list[pathlib.Path]:
-        """Brings the log of the last command here from all machines that answer."""
+        """Brings the log of the last command here from all machines that answer.
+
+        Raises:
+          Failed: if there are no machines, or none of them answers.
+        """
+        if not self._machines and (state := self.look()[0]) != "ACTIVE":
+            raise Failed(f"{self.where()}: no logs, it is {state}")
         answers = self._say(remote.worker_command("log"))
         folder = self.folder / "logs"
         folder.mkdir(parents=True, exist_ok=True)
@@ -323,11 +331,12 @@ class Pod:
             self.require()
             if line := self._failed_there(what, answers):
                 failures -= 1
-                if not failures or any(x.status == 2 for x in answers.values()):
+                refused = any(x.status == _REFUSED for x in answers.values())
+                if refused or not failures:
                     break
                 print(f"{line}; tried again", file=sys.stderr, flush=True)
         if line:
-            raise Failed(line, status=2 if any(x.status == 2 for x in answers.values()) else 1)
+            raise Failed(line, status=2 if refused else 1)
         self._some_answer()
         seconds = f" for {self.patience.ssh:.0f} s" if "ssh-add" not in answer.error else ""
         raise Failed(

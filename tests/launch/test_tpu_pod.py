@@ -282,7 +282,7 @@ def test_machines_that_boot_are_tried_until_they_let_one_in(cloud):
     assert result.returncode == 0, result.stderr
     assert cloud.verbs().count("tpu-vm scp") == 4
     assert result.stderr == (
-        "mine (us-west4-a): setting up failed on worker 0 with status 1: error: Failed to fetch; "
+        "mine (us-west4-a): setting up failed on worker 0 with status 2: error: Failed to fetch; "
         "tried again\n"
     )
 
@@ -291,7 +291,7 @@ def test_machines_that_cannot_be_set_up_end_the_run_with_one_line(cloud):
     (cloud.folder / "unreachable/still").mkdir(parents=True)
     result = cloud.run("true")
     assert result.returncode == 1
-    assert error_line(result).endswith("on worker 0 with status 1: error: Failed to fetch")
+    assert error_line(result).endswith("on worker 0 with status 2: error: Failed to fetch")
     assert result.stderr.count("tried again") == 2
     assert result.stdout.splitlines()[-1] == STILL
 
@@ -438,6 +438,11 @@ def test_status_lists_what_was_started_here_and_lives(cloud):
 
 def test_logs_of_all_machines_are_brought_here(cloud):
     cloud.faults(workers=2)
+    before = cloud.launch("logs")
+    assert (before.returncode, error_line(before)) == (
+        1,
+        "error: mine (us-west4-a): no logs, it is ABSENT",
+    )
     cloud.run("echo said by $WORKER", "--delete_after=never")
     result = cloud.launch("logs", SHARE)
     folder = cloud.folder / "kept/logs"
