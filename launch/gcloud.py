@@ -1,9 +1,11 @@
 """The gcloud commands of a run on Cloud TPU, word for word, and how one is run."""
 
+import contextlib
 import dataclasses
 import pathlib
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 
 from langmerge_jax.errors import InputError
@@ -11,6 +13,16 @@ from langmerge_jax.errors import InputError
 # What is started here bears it, so that it can be told from what else lives in the project.
 LABEL = ("started-by", "langmerge-jax")
 
+# Asked again, they would be answered the same.
+_FINAL = re.compile(
+    "active account|gcloud auth|PERMISSION_DENIED|UNAUTHENTICATED|SERVICE_DISABLED|"
+    "INVALID_ARGUMENT|unrecognized arguments|[Qq]uota"
+)
+# Of questions and not of machines: in a minute they are answered.
+_RATE = re.compile(r"per[ _-]?(second|minute)|rate.?limit", re.IGNORECASE)
+
+# A gcloud that waits for an answer takes 100 MB.
+_AT_ONCE = 16
 _TPUS = ("gcloud", "compute", "tpus")
 # A machine that is gone answers nothing; without these, each of gcloud's ten tries takes minutes.
 _PATIENCE = ("-oConnectTimeout=10", "-oServerAliveInterval=15")
@@ -51,6 +63,10 @@ class Slice:
         # In cores up to v5p, in chips of v5e and v6e: one machine has up to 8 of either.
         return int(self.accelerator.rpartition("-")[2]) > 8
 
+    def labels(self) -> dict[str, str]:
+        """Returns what it bears, so that it can be told what it is."""
+        return dict([LABEL, ("spot", str(self.spot).lower())])
+
     def place(self) -> list[str]:
         """Returns the flags that say where it is."""
         return [f"--zone={self.zone}", *([f"--project={self.project}"] if self.project else [])]
@@ -85,7 +101,8 @@ def create(slice_: Slice) -> list[str]:
         *(*_TPUS, "queued-resources", "create", slice_.name, f"--node-id={slice_.name}"),
         *(f"--accelerator-type={slice_.accelerator}", f"--runtime-version={runtime}"),
         *(["--spot"] if slice_.spot else []),
-        *(f"--labels={'='.join(LABEL)}", *slice_.further, *slice_.place(), "--quiet"),
+        "--labels=" + ",".join(f"{key}={value}" for key, value in slice_.labels().items()),
+        *(*slice_.further, *slice_.place(), "--quiet"),
     ]
 
 
@@ -121,11 +138,15 @@ def copy(slice_: Slice, file: pathlib.Path) -> list[str]:
     ]
 
 
-def ssh(slice_: Slice, command: str, folder: pathlib.Path) -> list[str]:
-    """A command on every machine; what each says goes to FOLDER/<number of the machine>.log."""
+def ssh(slice_: Slice, command: str, number: int) -> list[str]:
+    """A command on the machine of that number; all that it says goes to the standard output.
+
+    On all of them at once gcloud runs it too, but mixes what they say: SDK 528 takes a directory
+    to keep that apart and fails to write there.
+    """
     return [
-        *(*_TPUS, "tpu-vm", "ssh", slice_.name, "--worker=all", f"--command={command}"),
-        f"--output-directory={folder}",
+        *(*_TPUS, "tpu-vm", "ssh", slice_.name, f"--worker={number}"),
+        f"--command=exec 2>&1; {command}",
         *(*(f"--ssh-flag={flag}" for flag in _PATIENCE), *slice_.place(), "--quiet"),
     ]
 
@@ -137,11 +158,11 @@ class Answer:
     Attributes:
       status: its exit status; over ssh that of the remote command, 255 where ssh itself failed.
       output: what it wrote to its standard output.
-      error: what it wrote to its standard error.
+      error: what it wrote to its standard error; over ssh nothing that the remote command said.
     """
 
     status: int
-    output: str
+    output: bytes
     error: str
 
     def complaint(self) -> str:
@@ -149,30 +170,67 @@ class Answer:
         lines = [line.strip() for line in self.error.splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("ERROR:")]
         # Of an API error, the line behind it says which.
-        return " ".join((said or lines or [f"status {self.status}"])[-1].split())
+        line = " ".join((said or lines or [f"status {self.status}"])[-1].split())
+        # Where Google Cloud itself failed, gcloud shows the whole reply.
+        reply = re.search(r'"message": "(.+?)".*"status": "(\w+)"', line)
+        return f"{reply[2]}: {reply[1]}" if reply else line
+
+    def last_words(self) -> str:
+        """Returns the last line that a remote command said."""
+        lines = self.output.decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else self.complaint()
+
+    def failed_there(self) -> bool:
+        """Returns whether it is the remote command that failed, and not the way to it."""
+        return self.status not in (0, 255) and "ERROR:" not in self.error
+
+    def is_final(self) -> bool:
+        """Returns whether asking again would be answered the same."""
+        return bool(_FINAL.search(self.error)) and not _RATE.search(self.error)
 
 
 def run(command: Sequence[str], timeout: float) -> Answer:
-    """Runs a command to its end, at most `timeout` seconds; then it has status 255.
+    """Runs a command to its end; see run_each."""
+    return run_each([command], timeout)[0]
+
+
+def run_each(commands: Sequence[Sequence[str]], timeout: float) -> list[Answer]:
+    """Runs commands to their ends, several side by side.
+
+    One that takes longer than `timeout` seconds is ended, and has status 255.
 
     Raises:
       InputError: if there is no gcloud.
     """
+    answers = []
+    for first in range(0, len(commands), _AT_ONCE):
+        with contextlib.ExitStack() as left:
+            running = [_begin(command, left) for command in commands[first : first + _AT_ONCE]]
+            end = time.monotonic() + timeout
+            for process in running:
+                try:
+                    output, error = process.communicate(timeout=max(0, end - time.monotonic()))
+                    answer = Answer(process.returncode, output, error.decode(errors="replace"))
+                except subprocess.TimeoutExpired:
+                    answer = Answer(255, b"", f"ERROR: no answer in {timeout:.0f} s")
+                answers.append(answer)
+    return answers
+
+
+def _begin(command: Sequence[str], left: contextlib.ExitStack) -> subprocess.Popen:
+    """Starts a command that does not outlive `left`."""
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             # ssh would read what is typed here.
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
     except FileNotFoundError:
         raise InputError(
             "gcloud: not found; install the Google Cloud CLI, or use --dry_run"
         ) from None
-    except subprocess.TimeoutExpired:
-        return Answer(255, "", f"ERROR: no answer in {timeout:.0f} s")
-    return Answer(done.returncode, done.stdout, done.stderr)
+    left.enter_context(process)
+    left.callback(process.kill)
+    return process

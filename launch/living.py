@@ -4,7 +4,7 @@ import datetime
 import shlex
 
 from launch import gcloud
-from launch.pod import ABSENT, DEAD, Pod
+from launch.pod import ABSENT, DEAD, Pod, labels, node
 
 
 def line(pod: Pod) -> str:
@@ -12,6 +12,8 @@ def line(pod: Pod) -> str:
     state, value = pod.look()
     if state == ABSENT:
         return f"nothing of {pod.where()} is running"
+    if gcloud.LABEL not in labels(value).items():
+        return f"still there: {pod.where()}, {state}, which is not of this launcher"
     kinds = {"ACTIVE": "still running", "WAITING_FOR_RESOURCES": "still in the queue"}
     kind = kinds.get(state, "takes up quota" if state in DEAD else "still there")
     age = _age(value.get("createTime", ""))
@@ -29,11 +31,11 @@ def table(pod: Pod) -> str:
     rows = [("NAME", "KIND", "ACCELERATOR", "STATE", "AGE")]
     for kind in ("queued-resources", "tpu-vm"):
         for value in pod.list_all(kind):
-            node = value if kind == "tpu-vm" else value["tpu"]["nodeSpec"][0]["node"]
-            if node.get("labels", {}).get(gcloud.LABEL[0]) != gcloud.LABEL[1]:
+            machines = value if kind == "tpu-vm" else node(value)
+            if gcloud.LABEL not in machines.get("labels", {}).items():
                 continue
             state = value["state"] if kind == "tpu-vm" else value["state"]["state"]
-            accelerator = node.get("acceleratorType", "").rpartition("/")[2]
+            accelerator = machines.get("acceleratorType", "").rpartition("/")[2]
             name = value["name"].rpartition("/")[2]
             rows.append((name, kind, accelerator, state, _age(value.get("createTime", ""))))
     if len(rows) == 1:

@@ -72,7 +72,7 @@ def pack(archive: pathlib.Path) -> None:
             "data and models on the share and into .gitignore"
         )
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(archive, "w:gz", compresslevel=5) as tar:
+    with tarfile.open(archive, "w:gz", compresslevel=1, format=tarfile.GNU_FORMAT) as tar:
         for name in paths:
             tar.add(root / name, arcname=name)
 

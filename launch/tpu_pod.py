@@ -19,20 +19,25 @@ docs/launching.md tells the whole way. Status: 0 done, 1 failure, 2 bad input, 1
 preempted more often than --retries: run the same command to go on.
 """
 
+import contextlib
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import flags
 
 from langmerge_jax import cli
 from langmerge_jax.errors import InputError
+from langmerge_jax.files import alone_in
 from launch import attempts, gcloud, living, remote
 from launch.pod import Failed, Gone, Patience, Pod
 from launch.remote import MOUNT
 
 ACTIONS = ("run", "create", "setup", "logs", "status", "delete")
+
+# Of a dry run, which does not know how many machines there will be.
+_EACH = "# on every machine, here on the first:"
 
 _NAME = flags.DEFINE_string("name", "", "What the slice is called.")
 _ZONE = flags.DEFINE_string("zone", "", "Where, such as us-west4-a.")
@@ -94,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     try:
         _act(action, pod, command)
-    except Failed as error:
+    except (Failed, Gone) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.status)
 
@@ -109,7 +114,22 @@ def _act(action: str, pod: Pod, command: Sequence[str]) -> None:
         for path in pod.fetch_logs():
             print(path)
     else:
-        _run(action, pod, command)
+        with _alone(pod):
+            _run(action, pod, command)
+
+
+@contextlib.contextmanager
+def _alone(pod: Pod) -> Iterator[None]:
+    """Keeps a second launcher from the same slice, as far as it works in the same folder."""
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(alone_in(pod.folder, waits=False))
+        except InputError:
+            raise InputError(
+                f"--name={pod.slice.name}: another launcher is at it, in {pod.folder}; wait for "
+                "that, or interrupt it and run this again"
+            ) from None
+        yield
 
 
 def _run(action: str, pod: Pod, command: Sequence[str]) -> None:
@@ -167,37 +187,38 @@ def _results(pod: Pod, command: Sequence[str]) -> str:
 
 def commands(action: str, pod: Pod, command: Sequence[str]) -> list[str]:
     """Returns what an action runs where all goes well; lines of comments between."""
-    slice_, said = pod.slice, pod.folder / "said"
+    slice_ = pod.slice
+
+    def ssh(command: str) -> str:
+        return shlex.join(gcloud.ssh(slice_, command, 0))
+
     if action == "status":
         return [shlex.join(gcloud.list_all(slice_, k)) for k in ("queued-resources", "tpu-vm")]
     if action == "delete":
         return [shlex.join(gcloud.delete(slice_))]
     if action == "logs":
-        folder = pod.folder / "logs"
-        fetch = gcloud.ssh(slice_, remote.worker_command("log"), folder)
-        return [shlex.join(["mkdir", "-p", str(folder)]), shlex.join(fetch)]
+        return [_EACH, ssh(remote.worker_command("log"))]
     lines = ["# unless it is there:", shlex.join(gcloud.create(slice_))]
     if action == "create":
         return lines
     archive = pod.folder / remote.ARCHIVE
     lines = [
         f"# all that git does not ignore is packed into {archive}",
-        shlex.join(["mkdir", "-p", str(said)]),
         *lines,
         f"# every {_POLL.value:g} s until it is ACTIVE:",
         shlex.join(gcloud.describe(slice_)),
         "# then:",
         shlex.join(gcloud.copy(slice_, archive)),
-        shlex.join(gcloud.ssh(slice_, remote.unpack_command(), said)),
-        shlex.join(gcloud.ssh(slice_, remote.setup_command(pod.share), said)),
+        _EACH,
+        ssh(remote.unpack_command()),
+        ssh(remote.setup_command(pod.share)),
     ]
     if action == "setup":
         return lines
-    start = remote.start_command(slice_.name, pod.share, command)
     lines += [
-        shlex.join(gcloud.ssh(slice_, start, said)),
+        ssh(remote.start_command(slice_.name, pod.share, command)),
         f"# every {_POLL.value:g} s until it has ended on every machine:",
-        shlex.join(gcloud.ssh(slice_, remote.worker_command("poll", "0"), said)),
+        ssh(remote.worker_command("poll", "0")),
         f"# preempted, at most {_RETRIES.value} times: delete, and all of it again",
     ]
     if _delete_after() != "never":

@@ -2,6 +2,7 @@
 # What launch/tpu_pod.py has done on each machine of a slice, over ssh:
 #
 #   worker.sh setup [HOST:/PATH]      the environment, once a machine, and the share at /mnt/share
+#   worker.sh mounted HOST:/PATH      ends with status 78 where another share is there
 #   worker.sh start FOLDER COMMAND    begins a command, with a log of its own in FOLDER
 #   worker.sh poll OFFSET             how it stands, and its log from that byte on
 #   worker.sh log | stop
@@ -17,13 +18,24 @@ job=$place/job
 mount=/mnt/share
 export PATH=$venv/bin:$place/bin:$PATH
 
+mounted() {
+  local there
+  there=$(findmnt -no SOURCE "$mount") || return 0
+  if [[ ${there%/} != "${1%/}" ]]; then
+    echo "error: --share=$1: $mount is $there; give that one, or delete the slice before"
+    exit 78
+  fi
+}
+
 setup() {
-  local share=${1:-} wanted
+  local share=${1:-} wanted left=30
   mkdir -p "$place"
+  [[ -z $share ]] || mounted "$share"
   if [[ -n $share ]] && ! mountpoint -q "$mount"; then
     if ! command -v mount.nfs > /dev/null; then
-      sudo apt-get -qq update
-      sudo apt-get -qq install -y nfs-common
+      # A machine that has just begun updates itself, and keeps others out meanwhile.
+      until sudo apt-get -qq update || ((--left == 0)); do sleep 10; done
+      sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y nfs-common
     fi
     sudo mkdir -p "$mount"
     sudo mount -t nfs "$share" "$mount"

@@ -282,7 +282,7 @@ def test_slices_take_up_what_is_missing_and_are_merged(
         given = [*flags, "--by=tpu", f"--tpu={' '.join([TPU, SHARE, *QUICK, *further])}"]
         return ended(start("/mnt/share/runs/My_run", *given, **slices_here), status)
 
-    cloud.faults(create="RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded.")
+    cloud.faults(create=["RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded."])
     _, err = fan_out(1)
     assert err[-1].startswith("error: en failed with status 1 (my-run-en (us-west4-a): ")
     assert "Quota limit 'V5' has been exceeded." in err[-1]

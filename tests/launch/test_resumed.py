@@ -28,7 +28,9 @@ def test_a_preempted_training_goes_on_from_its_checkpoint(cloud, tiny_config, ma
         "--config.train.checkpoint_steps=10",
     )
     cloud.faults(preempt_when="share/runs/mine/training/*/checkpoints/[0-9]*")
-    result = cloud.launch("run", "--accelerator=v5litepod-8", "--spot", SHARE, command=command)
+    # Looking costs what training does.
+    flags = ("--accelerator=v5litepod-8", "--spot", "--poll_seconds=0.4")
+    result = cloud.launch("run", *flags, SHARE, command=command)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "preempted: mine (us-west4-a): preempted, it is SUSPENDED" in result.stderr
     workdir = cloud.folder / "share/runs/mine"

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.launch.conftest import SHARE, WORKDIR, job
+from tests.launch.conftest import SHARE, job
 
 STILL = "still running: mine (us-west4-a), ACTIVE, 0 min old (delete with python -m launch.tpu_pod "
 STILL += "delete --name=mine --zone=us-west4-a)"
@@ -26,8 +26,9 @@ def error_line(result) -> str:
 
 
 def begun(cloud) -> list[str]:
-    """The commands with which jobs were begun."""
-    commands = [flag for call in cloud.calls() for flag in call if flag.startswith("--command=")]
+    """The commands with which jobs were begun on the first machine."""
+    first = [call for call in cloud.calls() if "--worker=0" in call]
+    commands = [flag for call in first for flag in call if flag.startswith("--command=")]
     return [command for command in commands if "worker.sh start" in command]
 
 
@@ -47,7 +48,8 @@ def test_a_run_ends_with_its_results_and_nothing_left(cloud):
     for number in "01":
         ran = (cloud.folder / "share/runs/mine" / number).read_text()
         assert ran == f"{cloud.folder}/worker{number}/langmerge_jax\n"
-    logs = sorted((cloud.folder / "share/logs/mine").iterdir())
+    # Named by their starts, which need not be those of one second, and their machines.
+    logs = sorted((cloud.folder / "share/logs/mine").iterdir(), key=lambda log: log.stem[-1])
     assert [log.read_text() for log in logs] == ["said by 0\n", "said by 1\n"]
 
 
@@ -62,6 +64,12 @@ def test_machines_are_set_up_once_and_mount_the_share(cloud):
     (install,) = [line for line in asked if line.startswith("uv pip")]
     assert install.endswith("-c requirements.lock -e .[tpu]")
     assert (cloud.folder / "worker0/langmerge_jax/configs/demo.py").exists()
+    other = cloud.launch("setup", "--share=10.0.0.9:/other")
+    assert other.returncode == 2
+    assert error_line(other).endswith(
+        "--share=10.0.0.9:/other: /mnt/share is 10.0.0.2:/vol; give that one, or delete the slice "
+        "before"
+    )
 
 
 def test_a_preempted_run_is_begun_again_with_the_same_command(cloud):
@@ -107,6 +115,25 @@ def test_a_slice_that_is_silent_but_there_is_not_deleted(cloud):
     )
     assert result.stdout.splitlines()[-1] == STILL
     assert "queued-resources delete" not in cloud.verbs()
+
+
+def test_workers_that_are_silent_in_turn_are_not_lost(cloud):
+    cloud.faults(workers=2, in_turn=True)
+    looks = 'grep -c "worker.sh poll" "$FAKE_CLOUD/calls.jsonl"'
+    script = f'until [ "$({looks})" -gt 12 ]; do sleep 0.1; done'
+    result = cloud.run(script, "--lost_seconds=0.2")
+    assert result.returncode == 0, result.stderr
+    assert "preempted" not in result.stderr
+    assert cloud.verbs().count("queued-resources create") == 1
+
+
+def test_a_command_that_fails_is_told_of_though_another_worker_is_silent(cloud):
+    cloud.faults(workers=2, dead_when=[1, "share/runs/mine/saved"])
+    fails = 'if [ "$WORKER" = 0 ]; then echo > "$DIR/saved"; exit 3; fi; sleep 60'
+    result = cloud.run(fails, "--peers_seconds=0.3", "--lost_seconds=60")
+    assert error_line(result) == "error: worker 0 of mine: the command ended with status 3"
+    assert "worker 1 of mine: not stopped (ERROR: " in result.stderr
+    assert len(begun(cloud)) == 1
 
 
 def test_a_worker_that_lets_nobody_in_where_others_do_is_named(cloud):
@@ -182,57 +209,6 @@ def test_without_a_share_results_and_their_machine_stay(cloud):
     assert last == "done: results in ~/langmerge_jax/runs/mine on mine, whose disk goes with it"
 
 
-@pytest.mark.parametrize(
-    "faults",
-    [
-        {"create": "RESOURCE_EXHAUSTED: Quota limit 'V5' has been exceeded. Limit: 0 in zone z."},
-        {"failed": [8, "Quota 'V5' exhausted. Limit 0 in region us-west4"]},
-    ],
-)
-def test_a_quota_ends_the_run_with_what_to_ask_for(cloud, faults):
-    cloud.faults(**faults)
-    result = cloud.run("true")
-    assert result.returncode == 1
-    line = error_line(result)
-    assert "Quota" in line
-    assert "ask for more of that quota of the Cloud TPU API for the zone at https://console" in line
-    assert cloud.verbs().count("queued-resources create") == 1
-    left = result.stdout.splitlines()[-1]
-    assert left == NOTHING if "create" in faults else left.startswith("takes up quota: mine")
-
-
-def test_a_slice_that_could_not_be_had_is_asked_for_again(cloud):
-    cloud.faults(failed=[8, "There is no more capacity in the zone"])
-    result = cloud.run("true")
-    assert result.returncode == 0, result.stderr
-    assert "could not be had (There is no more capacity in the zone); 20 retries" in result.stderr
-    assert cloud.verbs().count("queued-resources create") == 2
-
-
-def test_machines_that_boot_are_tried_until_they_let_one_in(cloud):
-    cloud.faults(ssh_refused=3)
-    result = cloud.run("true")
-    assert result.returncode == 0, result.stderr
-    assert cloud.verbs().count("tpu-vm scp") == 4
-
-
-def test_machines_that_let_nobody_in_end_the_run_with_one_line(cloud):
-    cloud.faults(ssh_refused=999)
-    result = cloud.run("true", "--ssh_seconds=0.5")
-    assert result.returncode == 1
-    line = error_line(result)
-    assert "copying the checkout failed for 0 s (ERROR: (gcloud.compute.tpus.tpu-vm.scp)" in line
-    assert "`gcloud compute tpus tpu-vm ssh mine --zone=us-west4-a` lets you in" in line
-    assert result.stdout.splitlines()[-1] == STILL
-
-
-def test_a_key_that_the_agent_lacks_is_told_at_once(cloud):
-    cloud.faults(no_key=True)
-    result = cloud.run("true", "--ssh_seconds=60")
-    assert 'Please run "ssh-add /home/me/.ssh/google_compute_engine"' in error_line(result)
-    assert cloud.verbs().count("tpu-vm scp") == 1
-
-
 def until(found, process) -> None:
     """Waits until something is found while the launcher runs."""
     end = time.monotonic() + 120
@@ -243,21 +219,26 @@ def until(found, process) -> None:
 
 
 def test_an_interrupted_run_goes_on_and_is_followed_again(cloud):
-    waits = 'echo begun > "$DIR/begun"; until [ -e "$DIR/go" ]; do sleep 0.1; done; echo "went on"'
+    cloud.faults(workers=2)
+    # One of them has soon ended.
+    waits = 'until [ -e "$DIR/go" ] || [ "$WORKER" = 1 ]; do sleep 0.1; done; echo "went on"'
     workdir = cloud.folder / "share/runs/mine"
-    process = cloud.begin("run", SHARE, command=job(waits))
-    until((workdir / "begun").exists, process)
+    process = cloud.begin("run", SHARE, command=job(waits + '; echo > "$DIR/ended$WORKER"'))
+    until((workdir / "ended1").exists, process)
     process.send_signal(signal.SIGINT)
     output, error = process.communicate(timeout=120)
     assert process.returncode == 130
     assert error.splitlines()[-1] == "interrupted: what runs on the machines goes on"
     assert output.splitlines()[-1] == STILL
 
+    # A connection that is refused says nothing of what runs there.
+    cloud.faults(workers=2, ssh_refused=1)
     other = cloud.run("true")
     assert other.returncode == 2
     assert "mine (us-west4-a): runs another command, bash -c " in error_line(other)
 
-    again = cloud.begin("run", SHARE, command=job(waits))
+    cloud.faults(workers=2, ssh_refused=2)
+    again = cloud.begin("run", SHARE, command=job(waits + '; echo > "$DIR/ended$WORKER"'))
     assert again.stdout.readline() == "mine (us-west4-a): ACTIVE\n"
     assert again.stdout.readline() == "mine (us-west4-a): the command runs already\n"
     (workdir / "go").touch()
@@ -283,6 +264,11 @@ def test_ended_in_the_queue_it_says_that_the_slice_will_come(cloud, number, stat
 def test_a_slice_that_somebody_deleted_is_not_made_again(cloud):
     process = cloud.begin("run", SHARE, command=job('echo > "$DIR/begun"; sleep 60'))
     until((cloud.folder / "share/runs/mine/begun").exists, process)
+    second = cloud.run("true")
+    assert second.returncode == 2
+    assert error_line(second).startswith(
+        f"error: --name=mine: another launcher is at it, in {cloud.folder}/kept; wait for that"
+    )
     assert cloud.launch("delete").returncode == 0
     output, error = process.communicate(timeout=120)
     assert process.returncode == 1
@@ -307,59 +293,16 @@ def test_status_lists_what_was_started_here_and_lives(cloud):
 
 def test_logs_of_all_machines_are_brought_here(cloud):
     cloud.faults(workers=2)
+    before = cloud.launch("logs")
+    assert (before.returncode, error_line(before)) == (
+        1,
+        "error: mine (us-west4-a): no logs, it is ABSENT",
+    )
     cloud.run("echo said by $WORKER", "--delete_after=never")
     result = cloud.launch("logs", SHARE)
     folder = cloud.folder / "kept/logs"
     assert result.stdout.splitlines() == [f"{folder}/0.log", f"{folder}/1.log"]
     assert (folder / "1.log").read_text() == "said by 1\n"
-
-
-TRAIN = ("python", "-m", "langmerge_jax.train", WORKDIR, "--distributed=auto")
-
-
-@pytest.mark.parametrize(
-    ("action", "flags", "command", "line"),
-    [
-        ("fly", (), (), "'fly': no action; give one of run, create, setup, logs, status, delete"),
-        ("run", ("--zone=",), TRAIN, "--zone is missing; run needs it"),
-        ("delete", ("--name=",), (), "--name is missing; delete needs it"),
-        ("run", ("--name=My_pod",), TRAIN, "--name=My_pod: not a name of Google Cloud"),
-        (
-            "run",
-            ("--zone=europe",),
-            TRAIN,
-            "--zone=europe: not a zone; give one such as us-west4-a",
-        ),
-        ("run", ("--accelerator=v5e-16",), TRAIN, "--accelerator=v5e-16: not one of v5litepod, "),
-        ("run", (SHARE,), (), "no command; give it behind --"),
-        ("create", (), TRAIN, "'python': only `run` takes a command"),
-        ("run", (), TRAIN, "v5litepod-16: its machines need one file system; give --share"),
-        ("run", ("--spot", "--accelerator=v6e-8"), TRAIN, "--spot: its disk goes with it"),
-        ("run", ("--share=10.0.0.2",), TRAIN, "--share=10.0.0.2: not HOST:/PATH"),
-        ("run", (SHARE,), (*TRAIN[:3], "--workdir=runs/mine"), "--workdir=runs/mine: is not on"),
-        ("run", (SHARE,), TRAIN[:4], "v5litepod-16: has several machines, each of which runs"),
-        ("run", ("--retries=-1", SHARE), TRAIN, "flag --retries=-1: "),
-        (
-            "run",
-            ("--delete_after=success", "--accelerator=v5litepod-8"),
-            TRAIN,
-            "--delete_after: results lie on the machine; give --share",
-        ),
-    ],
-)
-def test_bad_input_ends_before_anything_is_asked_for(cloud, action, flags, command, line):
-    result = cloud.launch(action, *flags, command=command)
-    assert result.returncode == 2, result.stderr
-    assert error_line(result).startswith(f"error: {line}")
-    assert cloud.calls() == []
-
-
-def test_without_gcloud_it_says_so(cloud, monkeypatch):
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setattr("tests.launch.conftest.FAKE", cloud.folder)
-    result = cloud.launch("status")
-    assert result.returncode == 2
-    assert error_line(result).startswith("error: gcloud: not found; install the Google Cloud CLI")
 
 
 def test_what_runs_where_all_goes_well_is_what_the_dry_run_says(cloud):

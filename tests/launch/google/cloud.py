@@ -4,7 +4,9 @@ Under $FAKE_CLOUD lie calls.jsonl, state.json, a home for each machine, and faul
 what goes wrong:
 
   workers       machines of a slice, 1 by default
-  create        what creating is refused with
+  create        with what creating is refused, one after the other
+  unheard       likewise, though it is made
+  delete        likewise, deleting
   waiting       so many looks find it waiting for resources
   failed        [code, message] with which it fails instead of becoming active
   ssh_refused   so many connections are refused
@@ -12,27 +14,29 @@ what goes wrong:
   preempt_when  a glob below $FAKE_CLOUD; once it finds a file that is not empty, the slice goes
   dead_when     [number, glob]; likewise, the machine of that number goes silent
   silent_when   a glob; likewise, no machine can be reached any more, and all of them run on
+  in_turn       whether each machine is silent at every other look, with two of them one at each
   slices        so many slices, one after the other, have these faults; 1 by default
 
-What it takes and says is that of Google Cloud SDK 528.
+What it takes and says is that of Google Cloud SDK 528, which test_gcloud.py asks where it is.
 """
 
-import argparse
-import datetime
 import fcntl
 import json
 import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
+import time
+import types
 
 CLOUD = pathlib.Path(os.environ["FAKE_CLOUD"])
 SHARE = CLOUD / "share"
 TOOLS = pathlib.Path(__file__).resolve().parent / "machine"
+# A real zone without TPUs is refused like one that does not exist.
+ZONES = ("us-west4-a",)
 COMMON = ("--zone", "--project", "--format", "--quiet")
-TAKES = {
+FURTHER = {
     "queued-resources create": (
         *("--node-id", "--accelerator-type", "--runtime-version", "--spot", "--labels"),
         *("--reserved", "--network"),
@@ -45,6 +49,7 @@ TAKES = {
     "tpu-vm ssh": ("--worker", "--command", "--output-directory", "--ssh-flag"),
     "tpu-vm scp": ("--worker", "--scp-flag"),
 }
+TAKES = {verb: (*COMMON, *flags) for verb, flags in FURTHER.items()}
 SWITCHES = ("--spot", "--quiet", "--force", "--reserved")
 
 
@@ -53,28 +58,36 @@ def end(verb, message, status=1):
     sys.exit(status)
 
 
+def attribute(flag):
+    return flag.strip("-").replace("-", "_")
+
+
 def parse(words):
     if words[:2] != ["compute", "tpus"]:
         end("", f"Invalid choice: {words[:1]}", 2)
     verb = " ".join(words[2:4])
     if verb not in TAKES:
         end(verb, "Invalid choice", 2)
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    for flag in (*COMMON, *TAKES[verb]):
-        if flag in SWITCHES:
-            parser.add_argument(flag, action="store_true")
-        elif flag in ("--ssh-flag", "--scp-flag"):
-            parser.add_argument(flag, action="append")
+    arguments = types.SimpleNamespace(names=[], **dict.fromkeys(map(attribute, TAKES[verb])))
+    for word in words[4:]:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--"):
+            arguments.names.append(word)
+        elif flag not in TAKES[verb] or bool(equals) == (flag in SWITCHES):
+            end(verb, f"unrecognized arguments: {word}", 2)
         else:
-            parser.add_argument(flag)
-    names = {"tpu-vm scp": 2, "queued-resources list": 0, "tpu-vm list": 0}
-    if names.get(verb, 1):
-        parser.add_argument("names", nargs=names.get(verb, 1))
-    arguments, unknown = parser.parse_known_args(words[4:])
-    if unknown:
-        end(verb, f"unrecognized arguments: {' '.join(unknown)}", 2)
+            setattr(arguments, attribute(flag), value if equals else True)
+    if len(arguments.names) != {"tpu-vm scp": 2, "queued-resources list": 0, "tpu-vm list": 0}.get(
+        verb, 1
+    ):
+        end(verb, f"unrecognized arguments: {arguments.names}", 2)
     if not arguments.zone:
         end(verb, "Error parsing [zone].")
+    if arguments.zone not in ZONES:
+        end(
+            verb,
+            f"PERMISSION_DENIED: Location {arguments.zone} is not found or access is unauthorized.",
+        )
     return verb, arguments
 
 
@@ -89,7 +102,7 @@ class Cloud:
     def __init__(self):
         self.lock = (CLOUD / "lock").open("w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
-        self.state = read("state.json", {"slices": {}, "made": 0, "looks": 0, "refused": 0})
+        self.state = read("state.json", {"slices": {}, "made": 0, "looks": 0, "counts": {}})
         faults = read("faults.json", {})
         self.workers = faults.get("workers", 1)
         self.faults = faults if self.state["made"] <= faults.get("slices", 1) else {}
@@ -102,6 +115,14 @@ class Cloud:
 
     def home(self, number):
         return CLOUD / f"worker{number}"
+
+    def counted(self, what):
+        return self.state["counts"].get(what, 0)
+
+    def count(self, what):
+        """How often something has happened before; it has now once more."""
+        self.state["counts"][what] = self.counted(what) + 1
+        return self.counted(what) - 1
 
     def happens(self, pattern):
         return pattern and any(path.stat().st_size for path in CLOUD.glob(pattern))
@@ -131,14 +152,17 @@ class Cloud:
                     break
         shutil.rmtree(self.home(number), ignore_errors=True)
 
-    def silent(self, number):
+    def away(self, number, command):
+        """Whether a machine cannot be reached."""
         if self.happens(self.faults.get("silent_when")):
             return True
         dead, pattern = self.faults.get("dead_when", (None, None))
         if dead == number and self.happens(pattern):
             self.switch_off(number)
             return True
-        return False
+        if self.faults.get("in_turn") and " poll " in command:
+            return self.count(f"looks at {number}") % 2 == number % 2
+        return not self.home(number).is_dir()
 
 
 def value(name, slice_):
@@ -153,6 +177,7 @@ def value(name, slice_):
     return {
         "name": f"projects/p/locations/{slice_['zone']}/queuedResources/{name}",
         "createTime": slice_["created"],
+        **({"spot": {}} if slice_["spot"] else {}),
         "state": state,
         "tpu": {"nodeSpec": [{"nodeId": name, "node": node}]},
     }
@@ -169,11 +194,16 @@ def node(name, slice_):
     }
 
 
+def refuse(verb, what):
+    """Refuses what is at fault, so often as there is something to say to it."""
+    texts = cloud.faults.get(what, [])
+    if cloud.counted(what) < len(texts):
+        end(verb, texts[cloud.count(what)])
+
+
 def create(verb, arguments):
     name = arguments.names[0]
-    cloud.state["made"] += 1
-    if "create" in cloud.faults:
-        end(verb, cloud.faults["create"])
+    refuse(verb, "create")
     if name in cloud.state["slices"]:
         end(verb, "ALREADY_EXISTS: Resource already exists")
     cloud.state["looks"] = 0
@@ -181,14 +211,18 @@ def create(verb, arguments):
         "state": "CREATING",
         "zone": arguments.zone,
         "accelerator": arguments.accelerator_type,
-        "labels": dict([arguments.labels.split("=")]),
-        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.123456789Z"),
+        "spot": arguments.spot,
+        "labels": dict(label.split("=") for label in arguments.labels.split(",")),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S.123456789Z", time.gmtime()),
     }
     for number in range(cloud.workers):
         cloud.home(number).mkdir(parents=True)
+    cloud.state["made"] += 1
+    refuse(verb, "unheard")
 
 
 def delete(verb, arguments):
+    refuse(verb, "delete")
     slice_ = cloud.state["slices"].pop(arguments.names[0])
     if slice_["state"] == "ACTIVE" and not arguments.force:
         end(verb, "FAILED_PRECONDITION: it has nodes")
@@ -197,17 +231,22 @@ def delete(verb, arguments):
 
 
 def connect(verb):
-    if cloud.faults.get("no_key"):
+    # Asked for one machine alone, it takes the key from its file.
+    if cloud.faults.get("no_key") and verb == "tpu-vm scp":
         end(
             verb,
             'SSH Key is not present in the SSH agent. Please run "ssh-add '
             '/home/me/.ssh/google_compute_engine" to add it, and try again.',
         )
-    if cloud.state["refused"] < cloud.faults.get("ssh_refused", 0):
-        cloud.state["refused"] += 1
-        tool = verb.split()[1]
-        print(f"Retrying: {tool.upper()} command error", file=sys.stderr)
-        end(verb, f"[/usr/bin/{tool}] exited with return code [255].", 255)
+    if cloud.counted("refused") < cloud.faults.get("ssh_refused", 0):
+        cloud.count("refused")
+        unreached(verb)
+
+
+def unreached(verb):
+    tool = verb.split()[1]
+    print(f"Retrying: {tool.upper()} command error", file=sys.stderr)
+    end(verb, f"[/usr/bin/{tool}] exited with return code [255].", 255)
 
 
 def scp(verb, arguments):
@@ -215,48 +254,41 @@ def scp(verb, arguments):
     source, target = arguments.names
     assert arguments.worker == "all"
     assert target.endswith(":")
-    for number in range(cloud.workers):
+    there = [number for number in range(cloud.workers) if not cloud.away(number, "")]
+    for number in there:
         shutil.copy(source, cloud.home(number))
+    if len(there) < cloud.workers:
+        unreached(verb)
 
 
 def ssh(verb, arguments):
+    if arguments.output_directory:
+        # It has forgotten the directory that it was given.
+        log = "None/0.log"
+        end(verb, f"Unable to write file [{log}]: [Errno 2] No such file or directory: '{log}'")
+    number = int(arguments.worker)
+    if number >= cloud.workers:
+        end(
+            verb,
+            f"Invalid value for [--worker]: worker index {number} is larger than the valid worker "
+            "indexes on this TPU VM. Please only use indexes in the range "
+            f"[0, {cloud.workers - 1}], inclusive.",
+        )
     connect(verb)
-    assert arguments.worker == "all"
-    folder = pathlib.Path(arguments.output_directory)
-    if not folder.is_dir():
-        end(verb, "Failed to find directory")
-    statuses = []
-    gone = [number for number in range(cloud.workers) if cloud.silent(number)]
+    print(f"SSH: Attempting to connect to worker {number}...", file=sys.stderr, flush=True)
+    if cloud.away(number, arguments.command):
+        unreached(verb)
     # What runs on the machines may take long, and meanwhile others ask.
     cloud.leave()
-    for number in range(cloud.workers):
-        with (folder / f"{number}.log").open("wb") as said:
-            if number in gone or not cloud.home(number).is_dir():
-                statuses.append(255)
-                continue
-            environment = {
-                **os.environ,
-                "HOME": str(cloud.home(number)),
-                "PATH": f"{TOOLS}:{os.environ['PATH']}",
-                "WORKER": str(number),
-                "SHARE": str(SHARE),
-            }
-            done = subprocess.run(
-                ["bash", "-c", arguments.command],
-                cwd=cloud.home(number),
-                env=environment,
-                stdout=said,
-                stderr=said,
-                check=False,
-            )
-            statuses.append(done.returncode)
-            if done.returncode and cloud.workers > 1:
-                print(
-                    f"##### Command execution on worker {number} failed with exit status "
-                    f"{done.returncode}. Continuing.",
-                    file=sys.stderr,
-                )
-    sys.exit(next(filter(None, statuses), 0))
+    environment = {
+        **os.environ,
+        "HOME": str(cloud.home(number)),
+        "PATH": f"{TOOLS}:{os.environ['PATH']}",
+        "WORKER": str(number),
+        "SHARE": str(SHARE),
+    }
+    os.chdir(cloud.home(number))
+    os.execvpe("bash", ["bash", "-c", arguments.command], environment)
 
 
 def main():
@@ -264,7 +296,7 @@ def main():
     with (CLOUD / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps(sys.argv[1:]) + "\n")
     cloud.pass_time()
-    name = getattr(arguments, "names", [""])[0]
+    name = (arguments.names or [""])[0]
     slices = cloud.state["slices"]
     if verb.endswith(" list"):
         make = node if verb.startswith("tpu") else value
