@@ -21,7 +21,7 @@ demo: install
 
 .venv-test/installed-%: setup.py $(LOCK)
 	$(PYTHON) -m venv .venv-test
-	.venv-test/bin/pip install --quiet --disable-pip-version-check --no-compile -c $(LOCK) -e '.[$*]'
+	.venv-test/bin/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[$*]'
 	touch $@
 
 test: .venv-test/installed-$(TEST_EXTRA)
