@@ -24,6 +24,7 @@ demo: install
 	.venv-test/bin/pip install --quiet --disable-pip-version-check -c $(LOCK) -e '.[$*]'
 	touch $@
 
+# Files in their order: by number of tests, those that take longest would come last, on one core.
 test: .venv-test/installed-$(TEST_EXTRA)
 	.venv-test/bin/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 

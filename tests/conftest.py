@@ -26,6 +26,7 @@ if importlib.metadata.version("jaxlib") < "0.11":
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# Of the doors that tests start.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(pathlib.Path(__file__).with_name("startup")), os.environ.get("PYTHONPATH")])
 )

@@ -22,7 +22,6 @@ from langmerge_jax.reporting.table import Cell, Table
 from langmerge_jax.training.batches import adapter_steps, steps_of
 from langmerge_jax.training.planning import (
     Roofline,
-    Shape,
     StepMemory,
     measure_step,
     roofline,
@@ -30,6 +29,7 @@ from langmerge_jax.training.planning import (
     step_memory,
 )
 from langmerge_jax.training.settings import TrainSettings
+from langmerge_jax.training.step import Shape
 
 logger = logging.getLogger(__name__)
 

@@ -134,10 +134,9 @@ def roofline(
     """Counts the least that a step has to do on each device.
 
     Padding is computed like tokens, and rows that the mesh does not share out on every device that
-    has them. Weights of a layer are read in every pass, and what other
-    devices of `fsdp` have of them comes over the links; with `tensor` the sums behind attention and
-    MLP do. Of the memory's traffic that of the layers' outputs and the optimizer is counted, no
-    temporaries.
+    has them. Weights of a layer are read in every pass, and what other devices of `fsdp` have of
+    them comes over the links; with `tensor` the sums behind attention and MLP do. Of the memory's
+    traffic that of the layers' outputs and the optimizer is counted, no temporaries.
 
     Args:
       base: with weights or with shapes in their place.
